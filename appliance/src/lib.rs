@@ -1,0 +1,1 @@
+//! For whom: HTTP, access, text, metrics, and the life of the server on a host.

@@ -1,0 +1,3 @@
+//! The server: see `appliance --help`.
+
+fn main() {}
