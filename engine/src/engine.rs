@@ -118,14 +118,10 @@ impl<B: Backend> Engine<B> {
         let _ = request;
     }
 
-    /// Runs one turn: lands the oldest step in flight, then launches as many as the device will hold. `clock` tells
-    /// the time since an origin of the caller's choice, the same for all calls; it is asked after the device was waited for.
-    pub fn turn(
-        &mut self,
-        clock: &dyn Fn() -> Duration,
-        out: &mut Vec<Delivery>,
-    ) -> Result<Turn, Lost> {
-        let _ = (clock, out);
+    /// Runs one turn: lands the oldest step in flight, then launches as many as the device will hold. `now` is the
+    /// time since an origin of the caller's choice, the same for all calls.
+    pub fn turn(&mut self, now: Duration, out: &mut Vec<Delivery>) -> Result<Turn, Lost> {
+        let _ = (now, out);
         unimplemented!("lands with the engine")
     }
 
