@@ -1,1 +1,37 @@
-//! The harness: starts a real server on a free port and talks to it over a real socket.
+//! The harness: starts the real server on a free port and talks to it over a real socket.
+//!
+//! Nothing in here knows how the server is built: the binary is run as a user runs it, and every
+//! byte that it reads and writes passes a socket, a pipe or a file.
+
+pub mod answer;
+pub mod http;
+pub mod metrics;
+pub mod models;
+pub mod server;
+pub mod sse;
+
+pub use answer::Answer;
+pub use http::{Connection, Request, Response};
+pub use metrics::Metrics;
+pub use models::Model;
+pub use server::{Ended, Server, appliance};
+pub use sse::{Event, Stream};
+
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test calls it hung. A bound for failing, never a measure.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Waits until `fact` holds, looking every few milliseconds; fails with `what` after [`PATIENCE`].
+pub fn eventually(what: &str, fact: impl FnMut() -> bool) {
+    within(PATIENCE, what, fact);
+}
+
+/// Waits until `fact` holds, looking every few milliseconds; fails with `what` after `bound`.
+pub fn within(bound: Duration, what: &str, mut fact: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !fact() {
+        assert!(start.elapsed() < bound, "not within {bound:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,1 @@
+//! What every answer must be, seen from a client.

@@ -1,0 +1,340 @@
+//! The server as a process: started, watched, signalled, ended.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::http::{Connection, Request, Response};
+use crate::metrics::Metrics;
+use crate::models::{Model, scratch, target};
+use crate::sse::Stream;
+use crate::{PATIENCE, eventually, within};
+
+/// The binary under test: `APPLIANCE_BIN`, or the one beside this test binary.
+fn binary() -> PathBuf {
+    let named = std::env::var_os("APPLIANCE_BIN").map(PathBuf::from);
+    let path = named.unwrap_or_else(|| target().join("appliance"));
+    assert!(
+        path.is_file(),
+        "no binary {}: `cargo build -p appliance` or set APPLIANCE_BIN",
+        path.display()
+    );
+    path
+}
+
+/// The binary with an environment that no setting of the developer's reaches into.
+fn command() -> Command {
+    let mut command = Command::new(binary());
+    let settings = std::env::vars_os()
+        .map(|(name, _)| name)
+        .filter(|name| name.to_string_lossy().starts_with("APPLIANCE_"));
+    for name in settings {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// How a run of the binary ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// The exit code; `None` after a signal.
+    pub code: Option<i32>,
+    /// What it wrote to standard output.
+    pub stdout: String,
+    /// What it wrote to standard error.
+    pub stderr: String,
+}
+
+/// Runs `appliance ARGS..` to its end, which must come within [`PATIENCE`].
+pub fn appliance<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Ended {
+    let mut command = command();
+    command.args(args);
+    end_of(&mut command)
+}
+
+/// The same with environment variables.
+pub fn appliance_with<S: AsRef<OsStr>>(
+    variables: &[(&str, &str)],
+    args: impl IntoIterator<Item = S>,
+) -> Ended {
+    let mut command = command();
+    command.args(args).envs(variables.iter().copied());
+    end_of(&mut command)
+}
+
+fn end_of(command: &mut Command) -> Ended {
+    let (out, err) = (log_path("out"), log_path("err"));
+    let open = |path| File::create(path).expect("a file under target");
+    let mut child = command
+        .stdout(open(&out))
+        .stderr(open(&err))
+        .spawn()
+        .expect("the binary runs");
+    let status = ended_within(&mut child, PATIENCE);
+    if status.is_none() {
+        child.kill().ok();
+    }
+    let read = |path| String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
+    let (stdout, stderr) = (read(out), read(err));
+    let status = status.unwrap_or_else(|| panic!("{command:?} does not end: {stdout}{stderr}"));
+    Ended {
+        code: status.code(),
+        stdout,
+        stderr,
+    }
+}
+
+fn ended_within(child: &mut Child, bound: Duration) -> Option<ExitStatus> {
+    let start = Instant::now();
+    loop {
+        let status = child.try_wait().expect("a child can be waited for");
+        if status.is_some() || start.elapsed() > bound {
+            return status;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn log_path(kind: &str) -> PathBuf {
+    static COUNT: AtomicU32 = AtomicU32::new(0);
+    let directory = scratch().join("logs");
+    fs::create_dir_all(&directory).expect("a directory under target");
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    directory.join(format!("{}-{count}.{kind}", std::process::id()))
+}
+
+/// A running server. Dropping it ends it.
+#[derive(Debug)]
+pub struct Server {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The id of its model, as `/v1/models` says.
+    pub model: String,
+    pid: Pid,
+    child: Mutex<Child>,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts `appliance serve` on a free port and waits until it is ready.
+    pub fn start(model: &Model, flags: &[&str]) -> Self {
+        let mut server = Self::spawn(model, flags);
+        server.await_ready();
+        server.model = server.get("/v1/models").json()["data"][0]["id"]
+            .as_str()
+            .expect("a model has an id")
+            .into();
+        server
+    }
+
+    /// The same for a static: the process ends when this test binary ends, however it ends.
+    pub fn shared(model: &Model, flags: &[&str]) -> Self {
+        let server = Self::start(model, flags);
+        end_with_this_process(server.pid);
+        server
+    }
+
+    /// Starts `appliance serve` and does not wait.
+    pub fn spawn(model: &Model, flags: &[&str]) -> Self {
+        let address = free_address();
+        let log = log_path("log");
+        let file = File::create(&log).expect("a file under target");
+        let child = command()
+            .arg("serve")
+            .arg("--model")
+            .arg(&model.path)
+            .arg("--listen")
+            .arg(address.to_string())
+            .args(flags)
+            .stdout(file.try_clone().expect("a second handle of a file"))
+            .stderr(file)
+            .spawn()
+            .expect("the binary runs");
+        let pid = Pid::from_raw(child.id().try_into().expect("a pid is positive"));
+        Self {
+            address,
+            model: String::new(),
+            pid,
+            child: Mutex::new(child),
+            log,
+        }
+    }
+
+    fn await_ready(&self) {
+        eventually("the server is ready", || {
+            if let Some(status) = self.ended() {
+                panic!(
+                    "the server ended before it was ready ({status}): {}",
+                    self.log()
+                );
+            }
+            self.try_exchange(&Request::get("/health"))
+                .is_ok_and(|health| health.status() == 200)
+        });
+    }
+
+    /// Opens a connection.
+    pub fn connect(&self) -> Connection {
+        Connection::open(self.address)
+            .unwrap_or_else(|error| panic!("no connection ({error}): {}", self.log_end()))
+    }
+
+    /// Sends a request on a connection of its own and reads the answer.
+    pub fn try_exchange(&self, request: &Request) -> io::Result<Response> {
+        Connection::open(self.address)?.exchange(request)
+    }
+
+    /// The same; no answer fails the test with the end of the server's log.
+    pub fn exchange(&self, request: &Request) -> Response {
+        self.try_exchange(request)
+            .unwrap_or_else(|error| panic!("no answer ({error}): {}", self.log_end()))
+    }
+
+    /// `GET target`.
+    pub fn get(&self, target: &str) -> Response {
+        self.exchange(&Request::get(target))
+    }
+
+    /// `POST target` with a JSON body.
+    pub fn post(&self, target: &str, body: &Value) -> Response {
+        self.exchange(&Request::post(target, body))
+    }
+
+    /// The answer to `POST target` as JSON; anything but a 200 fails the test.
+    pub fn ask(&self, target: &str, body: &Value) -> Value {
+        let response = self.post(target, body);
+        assert_eq!(response.status(), 200, "{body} -> {}", response.text());
+        response.json()
+    }
+
+    /// The answer to `POST target` as a stream of events, whose head has come.
+    pub fn stream(&self, target: &str, body: &Value) -> Stream {
+        let mut connection = self.connect();
+        connection
+            .send(&Request::post(target, body))
+            .expect("the server reads the request");
+        connection
+            .stream()
+            .unwrap_or_else(|error| panic!("no stream ({error}): {}", self.log_end()))
+    }
+
+    /// A scrape of `/metrics`.
+    pub fn metrics(&self) -> Metrics {
+        Metrics::parse(&self.get("/metrics").text()).expect("the text format")
+    }
+
+    /// Waits until no request runs or waits and no page is held; fails after `bound`.
+    pub fn idle_within(&self, bound: Duration) {
+        const GAUGES: [&str; 3] = [
+            "vllm:num_requests_running",
+            "vllm:num_requests_waiting",
+            "vllm:kv_cache_usage_perc",
+        ];
+        within(bound, "nothing runs, waits or holds a page", || {
+            let metrics = self.metrics();
+            GAUGES.iter().all(|gauge| metrics.value(gauge) == 0.0)
+        });
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill(self.pid, signal).expect("the server's process exists");
+    }
+
+    /// How it ended, if it has.
+    pub fn ended(&self) -> Option<ExitStatus> {
+        let mut child = self.child.lock().expect("no thread panics holding it");
+        child.try_wait().expect("a child can be waited for")
+    }
+
+    /// Waits for its end, which must come within `bound`: its exit code, or minus the signal.
+    pub fn exit_code_within(&self, bound: Duration) -> i32 {
+        within(bound, "the server ends", || self.ended().is_some());
+        let status = self.ended().expect("it has ended");
+        status
+            .code()
+            .or(status.signal().map(|signal| -signal))
+            .expect("a code or a signal")
+    }
+
+    /// Bytes of memory it holds now (`VmRSS` of `/proc/PID/status`).
+    pub fn resident_bytes(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.pid);
+        let status = fs::read_to_string(path).expect("the server's process exists");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok());
+        kib.expect("a process has a VmRSS line") * 1024
+    }
+
+    /// Files and sockets it has open.
+    pub fn open_files(&self) -> usize {
+        let path = format!("/proc/{}/fd", self.pid);
+        fs::read_dir(path)
+            .expect("the server's process exists")
+            .count()
+    }
+
+    /// All that it wrote.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    fn log_end(&self) -> String {
+        let log = self.log();
+        let from = log.len().saturating_sub(4000);
+        let from = (from..log.len()).find(|at| log.is_char_boundary(*at));
+        format!("the log ends: {}", &log[from.unwrap_or(log.len())..])
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Ok(child) = self.child.get_mut() {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// An address that nobody listens on now.
+fn free_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+}
+
+/// Statics are never dropped, so a shell on the other end of a pipe kills what is left when this
+/// process, and with it the pipe, is gone.
+fn end_with_this_process(pid: Pid) {
+    const REAPER: &str = r#"trap "" INT TERM HUP
+while read -r pid; do pids="$pids $pid"; done
+for pid in $pids; do
+  case "$(cat "/proc/$pid/comm")" in appliance*) kill -9 "$pid" ;; esac
+done"#;
+    static PIPE: OnceLock<Mutex<Child>> = OnceLock::new();
+    let reaper = PIPE.get_or_init(|| {
+        let child = Command::new("sh")
+            .args(["-c", REAPER])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a shell");
+        Mutex::new(child)
+    });
+    let mut reaper = reaper.lock().expect("no thread panics holding it");
+    let pipe = reaper.stdin.as_mut().expect("its input is a pipe");
+    writeln!(pipe, "{pid}").expect("the shell reads");
+}
