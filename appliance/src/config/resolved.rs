@@ -1,0 +1,155 @@
+//! The table of settings, and their typed, valid values.
+
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::level_filters::LevelFilter;
+
+use super::raw::{ConfigError, Origin, Raw};
+use super::value::{Backend, ByteSize, Form, LogFormat, Precision, Secret, ShedStatus, Value as _};
+use crate::source::Source;
+
+/// One setting, for those who list them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Setting {
+    /// Its one name, as in `--name`.
+    pub name: &'static str,
+    /// The text of its default; empty if it must be set.
+    pub default: &'static str,
+    /// What it does, in one or two sentences.
+    pub help: &'static str,
+    /// How its values are written.
+    pub form: Form,
+    /// Other environment variables that are honoured, after its own.
+    pub also: &'static [&'static str],
+}
+
+impl Setting {
+    /// Its environment variable: `APPLIANCE_MAX_QUEUE` for `max-queue`.
+    pub fn variable(&self) -> String {
+        format!("APPLIANCE_{}", self.name.to_uppercase().replace('-', "_"))
+    }
+
+    /// Where a value of that origin stands, in the words of whoever wrote it there.
+    pub(super) fn place(&self, origin: &Origin) -> String {
+        match origin {
+            Origin::Flag => format!("--{}", self.name),
+            Origin::Environment(variable) => variable.clone(),
+            Origin::File(path) => format!("{} in {}", self.name, path.display()),
+            Origin::Default => format!("the default of {}", self.name),
+        }
+    }
+
+    /// `text` as it may be shown.
+    pub(super) fn shown(&self, text: &str) -> String {
+        let hide = self.form.secret && text != self.default;
+        if hide { "***" } else { text }.to_owned()
+    }
+}
+
+macro_rules! settings {
+    ($(
+        $(#[doc = $help:literal])+
+        $field:ident: $type:ty, $name:literal = $default:literal $(, also $also:literal)?;
+    )*) => {
+        /// Every setting, in the order of the documentation.
+        pub const SETTINGS: &[Setting] = &[$(Setting {
+            name: $name,
+            default: $default,
+            help: concat!($($help),+),
+            form: <$type>::FORM,
+            also: &[$($also)?],
+        }),*];
+
+        /// The values of all settings, typed and valid. Where the type is an `Option`, `None` is `auto`.
+        #[derive(Clone, Debug)]
+        pub struct Resolved {
+            $(#[doc = concat!($($help),+)] pub $field: $type,)*
+        }
+
+        impl Resolved {
+            fn read(raw: &Raw) -> Result<Self, ConfigError> {
+                Ok(Self { $($field: raw.parse($name)?,)* })
+            }
+        }
+    };
+}
+
+settings! {
+    /// The address and port to listen on.
+    listen: SocketAddr, "listen" = "127.0.0.1:8000";
+    /// The model to serve: a directory in the Hugging Face layout, or hf://ORGANISATION/NAME[@REVISION].
+    model: Source, "model" = "";
+    /// The model's name in the API; auto is the last part of its source.
+    served_model_name: Option<String>, "served-model-name" = "auto";
+    /// The device to run on; auto takes the best that is there.
+    backend: Backend, "backend" = "auto";
+    /// The number format of the weights; auto is what suits the device. fp8 and int8 need a device that has them.
+    dtype: Precision, "dtype" = "auto";
+    /// The most tokens of a sequence, prompt and output together; auto is the model's own limit.
+    max_context: Option<NonZeroU32>, "max-context" = "auto";
+    /// The most continuations that run at once.
+    max_running: NonZeroU32, "max-running" = "64";
+    /// The most requests that wait; more are refused with shed-status.
+    max_queue: u32, "max-queue" = "1024";
+    /// The most prompt tokens that wait, all requests together; more are refused with shed-status.
+    max_queue_tokens: u64, "max-queue-tokens" = "1000000";
+    /// The most tokens of a step of the device, prefill and decode together.
+    step_tokens: NonZeroU32, "step-tokens" = "512";
+    /// How long a step may take while streams wait for their next token: prompts are processed in chunks that fit.
+    step_time: Duration, "step-time" = "500ms";
+    /// Tokens that the KV cache holds, all sequences together; auto is what memory allows.
+    kv_tokens: Option<u64>, "kv-tokens" = "auto";
+    /// Processor cores that the cpu backend computes on; auto is all.
+    cores: Option<NonZeroU32>, "cores" = "auto";
+    /// How long running requests may go on after SIGTERM.
+    grace: Duration, "grace" = "120s";
+    /// How long a request may take from its arrival to its last token.
+    request_timeout: Duration, "request-timeout" = "10m";
+    /// How long a connection may stay without a byte from the client while it owes a request.
+    idle_timeout: Duration, "idle-timeout" = "75s";
+    /// The largest request body.
+    body_limit: ByteSize, "body-limit" = "32MiB";
+    /// The most open connections; more wait to be accepted.
+    max_connections: NonZeroU32, "max-connections" = "4096";
+    /// The HTTP status of requests refused because the server is too busy.
+    shed_status: ShedStatus, "shed-status" = "503";
+    /// The least important log lines that are written.
+    log_level: LevelFilter, "log-level" = "info";
+    /// How log lines look.
+    log_format: LogFormat, "log-format" = "human";
+    /// Let a request bring its own chat template. Templates are programs: only for clients that you trust.
+    trust_request_chat_template: bool, "trust-request-chat-template" = "false";
+    /// Where fetched models are kept, in the layout of Hugging Face's own cache; auto is $HF_HOME/hub, else ~/.cache/huggingface/hub.
+    cache_dir: Option<PathBuf>, "cache-dir" = "auto", also "HF_HUB_CACHE";
+    /// The hub that hf:// names models of.
+    hub_endpoint: String, "hub-endpoint" = "https://huggingface.co", also "HF_ENDPOINT";
+    /// The token that the hub asks for, for models that are not public.
+    hub_token: Option<Secret>, "hub-token" = "auto", also "HF_TOKEN";
+}
+
+impl Resolved {
+    /// Parses all settings; the first that is not valid is the error.
+    pub fn parse(raw: &Raw) -> Result<Self, ConfigError> {
+        let resolved = Self::read(raw)?;
+        if resolved.backend == Backend::Cpu {
+            resolved.dtype.check_cpu()?;
+        }
+        Ok(resolved)
+    }
+}
+
+impl Precision {
+    /// Refuses formats that the cpu backend does not have.
+    pub fn check_cpu(self) -> Result<(), ConfigError> {
+        match self {
+            Self::Auto | Self::Bf16 | Self::F32 => Ok(()),
+            Self::Fp8 | Self::Int8 => Err(ConfigError::Conflict(format!(
+                "dtype {} is not for the cpu backend: use auto, bf16 or f32",
+                self.name()
+            ))),
+        }
+    }
+}

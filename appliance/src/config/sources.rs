@@ -1,0 +1,204 @@
+//! Where settings come from: flags, the environment, a file. Each gives a layer of texts.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
+
+use super::raw::{ConfigError, Origin, Raw};
+use super::resolved::{SETTINGS, Setting};
+
+/// The configuration file that is read if it exists and no other is named.
+const DEFAULT_FILE: &str = "/etc/appliance/appliance.toml";
+
+/// The settings that one source has.
+#[derive(Clone, Default, Debug)]
+pub struct Layer {
+    values: BTreeMap<&'static str, (String, Origin)>,
+}
+
+impl Layer {
+    /// The text of the setting `name` and where it stands.
+    pub fn value(&self, name: &str) -> Option<(String, Origin)> {
+        self.values.get(name).cloned()
+    }
+
+    /// What the environment has: `variable` looks one up. Empty is as good as not set.
+    pub fn environment(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let mut layer = Self::default();
+        for setting in SETTINGS {
+            let also = setting.also.iter().map(ToString::to_string);
+            let set = std::iter::once(setting.variable())
+                .chain(also)
+                .find_map(|name| {
+                    let text = variable(&name).filter(|text| !text.is_empty())?;
+                    Some((text, Origin::Environment(name)))
+                });
+            layer.values.extend(set.map(|set| (setting.name, set)));
+        }
+        layer
+    }
+
+    /// What the TOML text of the file at `path` has.
+    pub fn file(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let wrong = |why: String| ConfigError::File {
+            file: path.display().to_string(),
+            why,
+        };
+        let table: toml::Table = text
+            .parse()
+            .map_err(|error: toml::de::Error| wrong(error.to_string()))?;
+        let mut layer = Self::default();
+        for (key, value) in table {
+            let setting = named(&key).ok_or_else(|| ConfigError::UnknownKey {
+                file: path.display().to_string(),
+                nearest: nearest(&key),
+                key: key.clone(),
+            })?;
+            let text = scalar(value)
+                .ok_or_else(|| wrong(format!("{key} is not a text, a number, true or false")))?;
+            let origin = Origin::File(path.to_owned());
+            layer.values.insert(setting.name, (text, origin));
+        }
+        Ok(layer)
+    }
+}
+
+fn named(name: &str) -> Option<&'static Setting> {
+    SETTINGS.iter().find(|setting| setting.name == name)
+}
+
+fn scalar(value: toml::Value) -> Option<String> {
+    match value {
+        toml::Value::String(text) => Some(text),
+        toml::Value::Integer(number) => Some(number.to_string()),
+        toml::Value::Float(number) => Some(number.to_string()),
+        toml::Value::Boolean(truth) => Some(truth.to_string()),
+        _ => None,
+    }
+}
+
+/// The setting whose name takes the fewest edits to become `key`.
+fn nearest(key: &str) -> &'static str {
+    SETTINGS
+        .iter()
+        .map(|setting| setting.name)
+        .min_by_key(|name| edits(key, name))
+        .expect("there are settings")
+}
+
+/// Levenshtein's distance.
+fn edits(from: &str, to: &str) -> usize {
+    let mut row: Vec<usize> = (0..=to.len()).collect();
+    for (i, a) in from.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in to.bytes().enumerate() {
+            let change = diagonal + usize::from(a != b);
+            diagonal = row[j + 1];
+            row[j + 1] = change.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[to.len()]
+}
+
+/// The flags of `appliance serve`: one a setting, `--config FILE` and `--print-config`.
+#[derive(Clone, Debug)]
+pub struct Flags {
+    layer: Layer,
+    config: Option<PathBuf>,
+    /// Show the settings instead of serving.
+    pub print_config: bool,
+}
+
+impl Flags {
+    /// All settings: these flags over the process's environment over the configuration file.
+    pub fn resolve(&self) -> Result<Raw, ConfigError> {
+        let environment = |name: &str| std::env::var(name).ok();
+        let file = self.file_layer(environment("APPLIANCE_CONFIG").map(PathBuf::from))?;
+        Ok(Raw::new(&[
+            self.layer.clone(),
+            Layer::environment(environment),
+            file,
+        ]))
+    }
+
+    fn file_layer(&self, variable: Option<PathBuf>) -> Result<Layer, ConfigError> {
+        let named = self.config.clone().or(variable);
+        let path = named.clone().unwrap_or_else(|| DEFAULT_FILE.into());
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Layer::file(&path, &text),
+            Err(error) if named.is_none() && error.kind() == std::io::ErrorKind::NotFound => {
+                Ok(Layer::default())
+            }
+            Err(error) => Err(ConfigError::File {
+                file: path.display().to_string(),
+                why: error.to_string(),
+            }),
+        }
+    }
+}
+
+impl FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let mut layer = Layer::default();
+        for setting in SETTINGS {
+            if let Some(text) = matches.get_one::<String>(setting.name) {
+                let value = (text.clone(), Origin::Flag);
+                layer.values.insert(setting.name, value);
+            }
+        }
+        Ok(Self {
+            layer,
+            config: matches.get_one::<OsString>("config").map(PathBuf::from),
+            print_config: matches.get_flag("print-config"),
+        })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for Flags {
+    fn augment_args(command: Command) -> Command {
+        let config = Arg::new("config")
+            .long("config")
+            .value_name("FILE")
+            .value_parser(clap::value_parser!(OsString))
+            .help(format!(
+                "Read settings from this file [default: {DEFAULT_FILE}, if it is there]"
+            ));
+        let print = Arg::new("print-config")
+            .long("print-config")
+            .action(ArgAction::SetTrue)
+            .help("Show every setting and where it came from, then exit");
+        command
+            .args(SETTINGS.iter().map(flag))
+            .arg(config)
+            .arg(print)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+fn flag(setting: &'static Setting) -> Arg {
+    let default = match setting.default {
+        "" => "required".to_owned(),
+        default => format!("default: {default}"),
+    };
+    let arg = Arg::new(setting.name)
+        .long(setting.name)
+        .value_name(setting.form.placeholder)
+        .help(format!("{} [{default}]", setting.help.trim()));
+    if setting.form.switch {
+        arg.num_args(0..=1)
+            .require_equals(true)
+            .default_missing_value("true")
+    } else {
+        arg
+    }
+}

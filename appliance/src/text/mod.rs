@@ -1,0 +1,11 @@
+//! Where text becomes tokens and tokens become text again: nothing below the appliance sees a string.
+
+mod detokenizer;
+mod stops;
+mod template;
+mod tokenizer;
+
+pub use detokenizer::Detokenizer;
+pub use stops::{Stopped, Stops};
+pub use template::{Template, TemplateError, TemplateOptions};
+pub use tokenizer::{TextError, Tokenizer};
