@@ -8,13 +8,29 @@ pub trait Backend: Send {
     /// What this device can run. Fixed once opened.
     fn profile(&self) -> &Profile;
 
-    /// Starts a step without waiting for it. Whatever is needed of `step` is copied before
-    /// returning; steps run in the order submitted; at most [`Profile::depth`] in flight.
+    /// Starts a step without waiting for it: the engine takes the time that
+    /// [`collect`](Self::collect) waits for the cost of the step. Whatever is needed of `step` is
+    /// copied before returning; steps run in the order submitted; at most [`Profile::depth`] in
+    /// flight. On an error nothing of the step has run or will.
     fn submit(&mut self, step: &Step<'_>) -> Result<Ticket, Fault>;
 
     /// Waits for a submitted step, the oldest first, clears `out` and writes one entry for each
     /// row that asked.
     fn collect(&mut self, ticket: Ticket, out: &mut Candidates) -> Result<(), Fault>;
+}
+
+impl<B: Backend + ?Sized> Backend for Box<B> {
+    fn profile(&self) -> &Profile {
+        (**self).profile()
+    }
+
+    fn submit(&mut self, step: &Step<'_>) -> Result<Ticket, Fault> {
+        (**self).submit(step)
+    }
+
+    fn collect(&mut self, ticket: Ticket, out: &mut Candidates) -> Result<(), Fault> {
+        (**self).collect(ticket, out)
+    }
 }
 
 /// A step in flight: proof that it was submitted, to be handed back once.
@@ -91,7 +107,8 @@ pub struct Demand {
     pub rows: u32,
     /// Tokens of a step at the most.
     pub step_tokens: u32,
-    /// Positions of KV to hold for all sequences together; `None` lets the backend choose from free memory.
+    /// Positions of KV to hold for all sequences together; `None` lets the backend choose from free
+    /// memory.
     pub kv_tokens: Option<u64>,
     /// Cores to compute with; `None` takes all.
     pub cores: Option<u32>,

@@ -14,8 +14,9 @@ pub struct Delivery {
     pub event: Event,
 }
 
-/// What happened. For each choice: `Started` once, `Prompt` once if asked for (choice 0 only), `Token` for each
-/// token, `Finished` last, exactly once, whatever came before.
+/// What happened. For each choice: `Started` once unless it ended in the queue, `Prompt` once if
+/// asked for (choice 0 only, before its first token), `Token` for each token, `Finished` last,
+/// exactly once, whatever came before.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Event {
     /// It left the queue: its first rows are in a step. Not repeated after a preemption.
@@ -31,8 +32,8 @@ pub enum Event {
     Finished(Finish),
 }
 
-/// A token and, if asked for, how likely it was: the model's own log-probabilities, before bias, penalties and
-/// temperature.
+/// A token and, if asked for, how likely it was: the model's own log-probabilities, before bias,
+/// penalties and temperature.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Scored {
     /// The token.

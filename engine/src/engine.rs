@@ -15,7 +15,8 @@ pub struct Engine<B> {
 /// What a turn did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Turn {
-    /// Nothing is in flight and nothing can run: the next turn waits for work, a resume or a deadline.
+    /// Nothing is in flight and nothing can run: the next turn waits for work, a resume or a
+    /// deadline.
     Idle,
     /// A step landed or was launched: turn again.
     Ran,
@@ -52,6 +53,9 @@ pub enum Refused {
         /// How many wait.
         queued: u64,
     },
+    /// The engine has ended.
+    #[error(transparent)]
+    Lost(#[from] Lost),
 }
 
 /// The device is lost: every request has had its `Finished`, and the engine has ended.
@@ -89,8 +93,8 @@ pub struct Stats {
 }
 
 impl<B: Backend> Engine<B> {
-    /// An engine on an opened device. `secret` keys the prefix cache's hashes, so that nobody outside can make two
-    /// prefixes collide.
+    /// An engine on an opened device. `secret` keys the prefix cache's hashes, so that nobody
+    /// outside can make two prefixes collide.
     pub fn new(backend: B, limits: Limits, secret: [u8; 16]) -> Self {
         let _ = (limits, secret);
         Self { backend }
@@ -107,8 +111,8 @@ impl<B: Backend> Engine<B> {
         let _ = request;
     }
 
-    /// Keeps a request's continuations out of further steps, because its reader is slow; they keep their pages while
-    /// nobody needs them.
+    /// Keeps a request's continuations out of further steps, because its reader is slow; they keep
+    /// their pages while nobody needs them.
     pub fn pause(&mut self, request: RequestId) {
         let _ = request;
     }
@@ -118,11 +122,16 @@ impl<B: Backend> Engine<B> {
         let _ = request;
     }
 
-    /// Runs one turn: lands the oldest step in flight, then launches as many as the device will hold. `now` is the
-    /// time since an origin of the caller's choice, the same for all calls.
+    /// Runs one turn: lands the oldest step in flight, then launches as many as the device will
+    /// hold. `now` is the time since an origin of the caller's choice, the same for all calls.
     pub fn turn(&mut self, now: Duration, out: &mut Vec<Delivery>) -> Result<Turn, Lost> {
         let _ = (now, out);
         unimplemented!("lands with the engine")
+    }
+
+    /// The earliest deadline of all requests: when an idle engine wants its next turn.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        None
     }
 
     /// How the engine stands.

@@ -33,7 +33,8 @@ pub struct Request {
     pub priority: Priority,
     /// When it must have ended, on the clock of [`Engine::turn`](crate::Engine::turn).
     pub deadline: Option<Duration>,
-    /// Keeps its cached prefixes apart from those of other salts (`cache_salt`); 0 is the common pool.
+    /// Keeps its cached prefixes apart from those of other salts (`cache_salt`); 0 is the common
+    /// pool.
     pub cache_salt: u64,
 }
 
@@ -70,7 +71,8 @@ pub struct Sampling {
 /// Penalties for tokens already seen.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Penalties {
-    /// Positive logits are divided by it, negative multiplied, for tokens in prompt or output; 1 is none.
+    /// Positive logits are divided by it, negative multiplied, for tokens in prompt or output; 1 is
+    /// none.
     pub repetition: f32,
     /// Subtracted once for a token in the output; 0 is none.
     pub presence: f32,
@@ -102,8 +104,8 @@ pub enum Finish {
     Failed(String),
 }
 
-/// How much an engine takes on and how it spends a step. All of it is policy; what the device can do is in
-/// [`Profile`](crate::Profile).
+/// How much an engine takes on and how it spends a step. All of it is policy; what the device can
+/// do is in [`Profile`](crate::Profile).
 #[derive(Clone, PartialEq, Debug)]
 pub struct Limits {
     /// Requests that may wait.
@@ -116,7 +118,7 @@ pub struct Limits {
     pub context: u32,
     /// Tokens of a step at the most, prefill and decode together.
     pub step_tokens: u32,
-    /// The time that a step should take at the most while others wait for their next token: prefill chunks
-    /// shrink until it is met.
+    /// The time that a step should take at the most while others wait for their next token: prefill
+    /// chunks shrink until it is met.
     pub step_time: Duration,
 }

@@ -29,7 +29,8 @@ pub struct PageCopy {
     pub to: PageId,
 }
 
-/// Which tokens of the vocabulary a row may produce: one bit a token, bit `i % 32` of word `i / 32`.
+/// Which tokens of the vocabulary a row may produce: one bit a token, bit `i % 32` of word `i /
+/// 32`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TokenMask {
     words: Box<[u32]>,
@@ -70,13 +71,13 @@ pub enum Want {
     /// The `width` most likely tokens to follow the row's last token. A device gives what it can,
     /// at most [`Profile::candidates`](crate::Profile); `u32::MAX` asks for all it can.
     Candidates {
-        /// How many.
+        /// How many; at least 1.
         width: u32,
     },
     /// The same after each token of the row, and the log-probability of the token that is known
     /// to follow there.
     EachPosition {
-        /// How many candidates a position.
+        /// How many candidates a position; at least 1.
         width: u32,
         /// For each token of the row the one that follows: a range of [`Step::tokens`] as long as
         /// the row's own.
@@ -90,7 +91,8 @@ pub struct Row {
     /// Its tokens, a range of [`Step::tokens`]; never empty.
     pub tokens: Range<u32>,
     /// Its sequence's pages from position 0, a range of [`Step::pages`]; enough to hold
-    /// `position + tokens.len()` positions. The row writes the KV of its own tokens and reads all before.
+    /// `position + tokens.len()` positions. The row writes the KV of its own tokens and reads all
+    /// before.
     pub pages: Range<u32>,
     /// The position of its first token in the sequence, from 0.
     pub position: u32,
@@ -137,7 +139,8 @@ impl<'a> Step<'a> {
 }
 
 /// What a step gave back: for each row that asked, in row order, one *entry* (or one a token for
-/// [`Want::EachPosition`]) of tokens with exact log-probabilities over the whole (masked) vocabulary.
+/// [`Want::EachPosition`]) of tokens with exact log-probabilities over the whole (masked)
+/// vocabulary.
 ///
 /// Within an entry the tokens stand in no particular order, each once.
 #[derive(Clone, Default, Debug)]
