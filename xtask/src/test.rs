@@ -1,0 +1,55 @@
+//! `cargo xtask test`: every test there is, with the real server and a real model.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+use crate::run::run;
+use crate::workspace::{Profile, Workspace};
+use crate::{model, python};
+
+/// Builds everything once, fetches the model, runs the Rust tests, then the Python clients.
+pub(crate) fn test(workspace: &Workspace) -> Result<()> {
+    let appliance = workspace.appliance(Profile::Dev)?;
+    let model = model::fetched(workspace, || Ok(appliance.clone()))?;
+    let rust = rust(workspace, &appliance, &model);
+    let clients = clients(workspace, &appliance, &model);
+    // Both have run, whatever the first found.
+    ensure!(
+        rust.is_ok() && clients.is_ok(),
+        "{}",
+        failures([rust, clients])
+    );
+    Ok(())
+}
+
+fn rust(workspace: &Workspace, appliance: &Path, model: &Path) -> Result<()> {
+    run(workspace
+        .cargo("test")
+        .args(["--workspace", "--no-fail-fast"])
+        .env("APPLIANCE_BIN", appliance)
+        .env("APPLIANCE_TEST_MODEL", model))
+}
+
+/// Real clients in Python against the same server, with packages pinned by hash.
+fn clients(workspace: &Workspace, appliance: &Path, model: &Path) -> Result<()> {
+    let folder = workspace.root().join("tests/clients");
+    let packages = python::installed(&fs::read_to_string(folder.join("requirements.txt"))?)?;
+    run(python::python()
+        .args(["-B", "-m", "pytest", "--quiet", "-p", "no:cacheprovider"])
+        .arg(&folder)
+        .current_dir(&folder)
+        .env("PYTHONPATH", packages)
+        .env("APPLIANCE_BIN", appliance)
+        .env("APPLIANCE_TEST_MODEL", model))
+}
+
+fn failures<const N: usize>(results: [Result<()>; N]) -> String {
+    let causes: Vec<_> = results
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|error| format!("{error:#}"))
+        .collect();
+    causes.join("; ")
+}
