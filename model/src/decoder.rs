@@ -1,5 +1,12 @@
 //! A decoder-only transformer described as data: every family is a value of [`Decoder`].
 
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "rotary angles are computed in F64 and F32 by turns, as transformers does"
+)]
+
+use std::f64::consts::PI;
+
 /// A decoder-only transformer: what differs between families, and nothing of how it runs.
 ///
 /// For each layer: `x += O(attention(norm(x)))`, then `x += mlp(norm(x))`, all norms being RMS norms.
@@ -113,16 +120,92 @@ pub enum Activation {
 }
 
 impl Rope {
-    /// The angle a position adds to each pair of dimensions: `head_size / 2` values, and the factor that
-    /// multiplies every cosine and sine (1 but for YaRN).
+    /// The angle that a position adds to each pair of dimensions, `head_size / 2` values, and the
+    /// factor that multiplies every cosine and sine (1 but for YaRN).
+    ///
+    /// Computed in F32 in the order of transformers' `modeling_rope_utils`, so that long contexts
+    /// turn by the same angles: an ulp of the first frequency is a radian after a hundred thousand
+    /// positions or so. That order has `c / x` as `x.recip() * c`, which is how torch divides a
+    /// number by a tensor.
     pub fn frequencies(&self, head_size: u32) -> (Vec<f32>, f32) {
-        // Computed in f32 in the order of transformers' `modeling_rope_utils`, for the sake of equal bits.
-        let exponents = (0..head_size / 2).map(|pair| (2 * pair) as f32 / head_size as f32);
-        (
-            exponents
-                .map(|exponent| 1.0 / self.theta.powf(exponent))
-                .collect(),
-            1.0,
-        )
+        let periods = (0..head_size / 2)
+            .map(|pair| self.theta.powf((2 * pair) as f32 / head_size as f32))
+            .collect::<Vec<_>>();
+        let plain = periods.iter().map(|period| period.recip());
+        match self.scaling {
+            RopeScaling::None => (plain.collect(), 1.0),
+            RopeScaling::Linear { factor } => {
+                (plain.map(|frequency| frequency / factor).collect(), 1.0)
+            }
+            RopeScaling::Llama3 {
+                factor,
+                low,
+                high,
+                original,
+            } => (
+                plain
+                    .map(|frequency| llama3(frequency, factor, low, high, original as f32))
+                    .collect(),
+                1.0,
+            ),
+            RopeScaling::Yarn {
+                factor,
+                attention_factor,
+                ..
+            } => {
+                let kept = self.yarn_kept(head_size);
+                let frequencies = periods.iter().zip(kept).map(|(period, kept)| {
+                    (factor * period).recip() * (1.0 - kept) + period.recip() * kept
+                });
+                (frequencies.collect(), attention_factor)
+            }
+        }
+    }
+
+    /// How much of each unscaled frequency YaRN keeps: 1 for the fastest pairs, 0 for the slowest,
+    /// a ramp between.
+    fn yarn_kept(&self, head_size: u32) -> Vec<f32> {
+        let RopeScaling::Yarn {
+            beta_fast,
+            beta_slow,
+            original,
+            truncate,
+            ..
+        } = self.scaling
+        else {
+            return Vec::new();
+        };
+        // The dimension that turns this often within the original context.
+        let dimension = |rotations: f32| {
+            let period = f64::from(original) / (f64::from(rotations) * 2.0 * PI);
+            f64::from(head_size) * period.ln() / (2.0 * f64::from(self.theta).ln())
+        };
+        let (mut low, mut high) = (dimension(beta_fast), dimension(beta_slow));
+        if truncate {
+            (low, high) = (low.floor(), high.ceil());
+        }
+        (low, high) = (low.max(0.0), high.min(f64::from(head_size) - 1.0));
+        if low == high {
+            high += 0.001; // transformers' way around a ramp of no length
+        }
+        (0..head_size / 2)
+            .map(|pair| {
+                let ramp = (pair as f32 - low as f32) / (high - low) as f32;
+                1.0 - ramp.clamp(0.0, 1.0)
+            })
+            .collect()
+    }
+}
+
+/// One frequency under Llama 3.1's scaling.
+fn llama3(frequency: f32, factor: f32, low: f32, high: f32, original: f32) -> f32 {
+    let wavelength = frequency.recip() * (2.0 * PI) as f32;
+    if wavelength > original / low {
+        frequency / factor
+    } else if wavelength < original / high {
+        frequency
+    } else {
+        let smooth = (wavelength.recip() * original - low) / (high - low);
+        (1.0 - smooth) * frequency / factor + smooth * frequency
     }
 }

@@ -10,3 +10,13 @@ pub enum Dtype {
     /// The upper half of an F32.
     Bf16,
 }
+
+impl Dtype {
+    /// Bytes a number takes.
+    pub fn size(self) -> usize {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+        }
+    }
+}

@@ -1,9 +1,17 @@
 //! What runs: a decoder described as data, its checkpoint and its weights.
 
+mod bytes;
+mod checkpoint;
+mod config;
 mod decoder;
 mod dtype;
+mod fields;
+mod generation;
 mod weights;
 
+pub use checkpoint::{CheckpointError, HeaderError, IndexError};
 pub use decoder::{Activation, Attention, Decoder, Mlp, Rope, RopeScaling};
 pub use dtype::Dtype;
+pub use fields::ConfigError;
+pub use generation::GenerationDefaults;
 pub use weights::{LayerRole, Role, Tensor, Weights};

@@ -1,5 +1,12 @@
 //! Weights by role: what a decoder needs, whatever a checkpoint calls it.
 
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
+
+use crate::bytes::Map;
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::decoder::{Decoder, Mlp};
 use crate::dtype::Dtype;
 
 /// What a tensor is for. Matrices are `[out, in]`, row-major, as Hugging Face stores them.
@@ -63,17 +70,227 @@ pub struct Tensor<'a> {
     pub dtype: Dtype,
     /// Its sizes, slowest first.
     pub shape: &'a [usize],
-    /// Its numbers; as long as shape and dtype say.
+    /// Its numbers; as long as shape and dtype say, at no particular alignment.
     pub bytes: &'a [u8],
 }
 
 /// A checkpoint's weights, memory-mapped: every role that its decoder has, in the shape that it says.
+///
+/// The files must not be truncated or overwritten while this lives: reading past a new end kills
+/// the process with SIGBUS. Replace a checkpoint by renaming another over it.
 #[derive(Debug)]
-pub struct Weights {}
+pub struct Weights {
+    shards: Vec<Map>,
+    places: HashMap<Role, Place>,
+}
+
+#[derive(Clone, Debug)]
+struct Place {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Range<usize>,
+}
 
 impl Weights {
-    /// The tensor for `role`. Asking for a role that the decoder does not have is a mistake of the caller's, and panics.
+    /// Maps the checkpoint in `dir`, `model.safetensors` or shards with an index, and finds every
+    /// role of `decoder` in it. Tensors that the decoder has no role for are left alone (old
+    /// checkpoints store rotary frequencies, tied ones a second head), but for biases and norms of
+    /// its layers: without those it would compute something else than was trained.
+    ///
+    /// # Errors
+    /// Whatever is missing, of another shape or dtype, or not what the format says, by name.
+    pub fn open(dir: &Path, decoder: &Decoder) -> Result<Self, CheckpointError> {
+        let checkpoint = Checkpoint::open(dir)?;
+        if let Some(tensor) = denied(&checkpoint, decoder) {
+            return Err(CheckpointError::Unused { tensor });
+        }
+        let mut places = decoder
+            .roles()
+            .map(|(role, shape)| Ok((role, place(&checkpoint, role, shape)?)))
+            .collect::<Result<HashMap<_, _>, CheckpointError>>()?;
+        if decoder.tied_head {
+            let embedding = &places[&Role::Embedding];
+            places.insert(Role::Head, embedding.clone());
+        }
+        Ok(Self {
+            shards: checkpoint.into_shards(),
+            places,
+        })
+    }
+
+    /// The tensor for `role`; for [`Role::Head`] the embedding where the head is tied.
+    ///
+    /// # Panics
+    /// If the decoder that the weights were opened with does not have the role: a mistake of the
+    /// caller's.
     pub fn tensor(&self, role: Role) -> Tensor<'_> {
-        unimplemented!("lands with the checkpoint: {role:?}")
+        let place = (self.places.get(&role))
+            .unwrap_or_else(|| panic!("{role:?} is none of the decoder's roles"));
+        Tensor {
+            dtype: place.dtype,
+            shape: &place.shape,
+            bytes: &self.shards[place.shard][place.bytes.clone()],
+        }
+    }
+}
+
+/// Finds `role` in `checkpoint`, in this shape and a supported dtype.
+fn place(
+    checkpoint: &Checkpoint,
+    role: Role,
+    expected: Vec<usize>,
+) -> Result<Place, CheckpointError> {
+    let tensor = role.name();
+    let Some(located) = checkpoint.find(&tensor) else {
+        return Err(CheckpointError::Missing { tensor, expected });
+    };
+    if located.shape != expected {
+        let found = located.shape.clone();
+        return Err(CheckpointError::Shape {
+            tensor,
+            expected,
+            found,
+        });
+    }
+    let dtype = match located.dtype {
+        safetensors::Dtype::F32 => Dtype::F32,
+        safetensors::Dtype::F16 => Dtype::F16,
+        safetensors::Dtype::BF16 => Dtype::Bf16,
+        other => {
+            let found = other.to_string();
+            return Err(CheckpointError::Dtype { tensor, found });
+        }
+    };
+    Ok(Place {
+        shard: located.shard,
+        dtype,
+        shape: expected,
+        bytes: located.bytes.clone(),
+    })
+}
+
+/// A tensor of the checkpoint that has a role in some decoder's layer, but none in this one's.
+fn denied(checkpoint: &Checkpoint, decoder: &Decoder) -> Option<String> {
+    let has = decoder.layer_roles().map(|(role, _)| role);
+    let has = has.collect::<HashSet<_>>();
+    (0..decoder.layers)
+        .flat_map(|layer| LayerRole::ALL.map(|role| (layer, role)))
+        .filter(|(_, role)| !has.contains(role))
+        .map(|(layer, role)| Role::Layer(layer, role).name())
+        .find(|name| checkpoint.find(name).is_some())
+}
+
+impl Decoder {
+    /// Every tensor that this decoder needs, with its shape. [`Role::Head`] is among them only
+    /// where it is not tied; its sizes are `[vocabulary, hidden]` either way.
+    pub fn roles(&self) -> impl Iterator<Item = (Role, Vec<usize>)> + '_ {
+        let (vocabulary, hidden) = (self.vocabulary as usize, self.hidden as usize);
+        let layers = (0..self.layers).flat_map(|layer| {
+            self.layer_roles()
+                .map(move |(role, shape)| (Role::Layer(layer, role), shape))
+        });
+        let head = (!self.tied_head).then_some((Role::Head, vec![vocabulary, hidden]));
+        std::iter::once((Role::Embedding, vec![vocabulary, hidden]))
+            .chain(layers)
+            .chain([(Role::FinalNorm, vec![hidden])])
+            .chain(head)
+    }
+
+    /// Every tensor that each layer needs, with its shape.
+    pub fn layer_roles(&self) -> impl Iterator<Item = (LayerRole, Vec<usize>)> + use<> {
+        use LayerRole::*;
+        let attention = &self.attention;
+        let Mlp::Gated { size, bias, .. } = self.mlp;
+        let (hidden, size) = (self.hidden as usize, size as usize);
+        let head = attention.head_size as usize;
+        let query = attention.heads as usize * head;
+        let key = attention.kv_heads as usize * head;
+        let (input_bias, output_bias) = (attention.input_bias, attention.output_bias);
+        let head_norm = attention.head_norm;
+        [
+            (true, AttentionNorm, vec![hidden]),
+            (true, Query, vec![query, hidden]),
+            (input_bias, QueryBias, vec![query]),
+            (true, Key, vec![key, hidden]),
+            (input_bias, KeyBias, vec![key]),
+            (true, Value, vec![key, hidden]),
+            (input_bias, ValueBias, vec![key]),
+            (head_norm, QueryNorm, vec![head]),
+            (head_norm, KeyNorm, vec![head]),
+            (true, Output, vec![hidden, query]),
+            (output_bias, OutputBias, vec![hidden]),
+            (true, MlpNorm, vec![hidden]),
+            (true, Gate, vec![size, hidden]),
+            (bias, GateBias, vec![size]),
+            (true, Up, vec![size, hidden]),
+            (bias, UpBias, vec![size]),
+            (true, Down, vec![hidden, size]),
+            (bias, DownBias, vec![hidden]),
+        ]
+        .into_iter()
+        .filter_map(|(has, role, shape)| has.then_some((role, shape)))
+    }
+}
+
+impl Role {
+    /// What Hugging Face checkpoints of all supported families call this tensor.
+    pub fn name(self) -> String {
+        match self {
+            Role::Embedding => "model.embed_tokens.weight".into(),
+            Role::FinalNorm => "model.norm.weight".into(),
+            Role::Head => "lm_head.weight".into(),
+            Role::Layer(layer, role) => format!("model.layers.{layer}.{}", role.name()),
+        }
+    }
+}
+
+impl LayerRole {
+    /// All of them.
+    const ALL: [Self; 18] = {
+        use LayerRole::*;
+        [
+            AttentionNorm,
+            Query,
+            QueryBias,
+            Key,
+            KeyBias,
+            Value,
+            ValueBias,
+            QueryNorm,
+            KeyNorm,
+            Output,
+            OutputBias,
+            MlpNorm,
+            Gate,
+            GateBias,
+            Up,
+            UpBias,
+            Down,
+            DownBias,
+        ]
+    };
+
+    fn name(self) -> &'static str {
+        match self {
+            LayerRole::AttentionNorm => "input_layernorm.weight",
+            LayerRole::Query => "self_attn.q_proj.weight",
+            LayerRole::QueryBias => "self_attn.q_proj.bias",
+            LayerRole::Key => "self_attn.k_proj.weight",
+            LayerRole::KeyBias => "self_attn.k_proj.bias",
+            LayerRole::Value => "self_attn.v_proj.weight",
+            LayerRole::ValueBias => "self_attn.v_proj.bias",
+            LayerRole::QueryNorm => "self_attn.q_norm.weight",
+            LayerRole::KeyNorm => "self_attn.k_norm.weight",
+            LayerRole::Output => "self_attn.o_proj.weight",
+            LayerRole::OutputBias => "self_attn.o_proj.bias",
+            LayerRole::MlpNorm => "post_attention_layernorm.weight",
+            LayerRole::Gate => "mlp.gate_proj.weight",
+            LayerRole::GateBias => "mlp.gate_proj.bias",
+            LayerRole::Up => "mlp.up_proj.weight",
+            LayerRole::UpBias => "mlp.up_proj.bias",
+            LayerRole::Down => "mlp.down_proj.weight",
+            LayerRole::DownBias => "mlp.down_proj.bias",
+        }
     }
 }
