@@ -160,3 +160,71 @@ fn rust_sources(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn store(folder: &TempDir, importer: &str) -> Store {
+        Store::open(folder.path().join("models"), importer.to_owned()).unwrap()
+    }
+
+    fn import(store: &Store, gguf: &str) -> Result<()> {
+        fs::write(store.gguf(), gguf).unwrap();
+        store.import(&Path::new(env!("CARGO_MANIFEST_DIR")).join("fake/appliance"))
+    }
+
+    fn imported(folder: &TempDir) -> Store {
+        let store = store(folder, "1");
+        import(&store, "weights").unwrap();
+        store
+    }
+
+    #[test]
+    fn an_imported_model_is_whole() {
+        let folder = TempDir::new().unwrap();
+        let store = imported(&folder);
+        assert!(store.is_whole());
+        assert_eq!(
+            fs::read_to_string(store.model().join("weights")).unwrap(),
+            "weights"
+        );
+    }
+
+    #[test]
+    fn a_model_that_was_never_recorded_is_not_whole() {
+        let folder = TempDir::new().unwrap();
+        let store = imported(&folder);
+        fs::remove_file(store.record()).unwrap();
+        assert!(!store.is_whole());
+    }
+
+    #[test]
+    fn a_model_that_lost_bytes_or_files_is_not_whole() {
+        let folder = TempDir::new().unwrap();
+        let store = imported(&folder);
+        fs::write(store.model().join("weights"), "weight").unwrap();
+        assert!(!store.is_whole());
+        fs::remove_file(store.model().join("weights")).unwrap();
+        assert!(!store.is_whole());
+    }
+
+    #[test]
+    fn a_model_imported_by_other_code_is_not_whole() {
+        let folder = TempDir::new().unwrap();
+        drop(imported(&folder));
+        assert!(!store(&folder, "2").is_whole());
+    }
+
+    #[test]
+    fn an_import_that_fails_midway_is_done_again() {
+        let folder = TempDir::new().unwrap();
+        let store = store(&folder, "1");
+        assert!(import(&store, "broken").is_err());
+        assert!(!store.is_whole() && !store.model().exists());
+        import(&store, "weights").unwrap();
+        assert!(store.is_whole());
+    }
+}
