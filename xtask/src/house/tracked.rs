@@ -59,7 +59,7 @@ fn foreign(path: &str, text: &str) -> Vec<String> {
     for (number, line) in (1..).zip(text.lines()) {
         for (parts, reason) in FOREIGN {
             let foreign = parts.concat();
-            if line.contains(&foreign) {
+            if begins_a_word(line, &foreign) {
                 broken.push(format!("{path}:{number} contains {foreign}: {reason}"));
             }
         }
@@ -70,6 +70,14 @@ fn foreign(path: &str, text: &str) -> Vec<String> {
         }
     }
     broken
+}
+
+/// Whether `line` contains `foreign` other than as the end of a longer path or word.
+fn begins_a_word(line: &str, foreign: &str) -> bool {
+    let mut before = line
+        .match_indices(foreign)
+        .map(|(at, _)| line[..at].chars().next_back());
+    before.any(|last| !last.is_some_and(|c| c.is_alphanumeric() || "._-})".contains(c)))
 }
 
 #[cfg(test)]
@@ -117,6 +125,11 @@ mod tests {
             "a.sh",
             format!("cd x\ncd {path}me").as_bytes(),
             &format!("a.sh:2 contains {path}: a path of one person's machine"),
+        );
+        check(
+            "a.sh",
+            format!("cd target{path}me; cd ..{path}me").as_bytes(),
+            "",
         );
     }
 
