@@ -80,7 +80,7 @@ macro_rules! settings {
 settings! {
     /// The address and port to listen on.
     listen: SocketAddr, "listen" = "127.0.0.1:8000";
-    /// The model to serve: a directory in the Hugging Face layout, or hf://ORGANISATION/NAME[@REVISION].
+    /// The model to serve: a directory in the Hugging Face layout, or hf://ORGANISATION/NAME, followed by @REVISION if that is not main.
     model: Source, "model" = "";
     /// The model's name in the API; auto is the last part of its source.
     served_model_name: Option<String>, "served-model-name" = "auto";
