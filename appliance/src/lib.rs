@@ -1,8 +1,13 @@
 //! For whom: HTTP, access, text, metrics, and the life of the server on a host.
 
+pub mod api;
 pub mod cli;
 pub mod config;
+pub mod generation;
+pub mod health;
 pub mod import;
+pub mod metrics;
 pub mod pull;
+pub mod served;
 pub mod source;
 pub mod text;

@@ -111,6 +111,12 @@ impl<B: Backend> Engine<B> {
         let _ = request;
     }
 
+    /// Ends one continuation of a request without further deliveries of it (a stop string was met);
+    /// the others go on. Unknown and ended ones are ignored.
+    pub fn cancel_choice(&mut self, request: RequestId, choice: u32) {
+        let _ = (request, choice);
+    }
+
     /// Keeps a request's continuations out of further steps, because its reader is slow; they keep
     /// their pages while nobody needs them.
     pub fn pause(&mut self, request: RequestId) {
