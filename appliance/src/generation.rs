@@ -1,10 +1,14 @@
 //! The story of one request: from its tokens to the pieces of its answer.
 
+use std::time::Instant;
+
 use engine::{Refused, Request, Scored, TokenId};
 
 /// What a caller asks of the model, parsed: token ids for the engine, and what concerns text.
 #[derive(Clone, Debug)]
 pub struct Ask {
+    /// When the request arrived: what it waits and takes is counted from here.
+    pub arrived: Instant,
     /// For the engine. Its deadline is set by [`Generator::start`].
     pub request: Request,
     /// Texts that end a continuation.
