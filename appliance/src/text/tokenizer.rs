@@ -1,10 +1,15 @@
 //! A model's tokenizer: text to ids and back, exactly as Hugging Face does it.
 
+use std::fmt;
 use std::path::Path;
+use std::sync::Arc;
 
 use engine::TokenId;
+use serde_json::Value;
 
 use super::Detokenizer;
+use super::spelling::{Piece, Spelling};
+use super::tokenizer_config::TokenizerConfig;
 
 /// Why a tokenizer cannot be opened or a text not encoded.
 #[derive(Debug, thiserror::Error)]
@@ -23,24 +28,111 @@ pub enum TextError {
 }
 
 /// A model's tokenizer. Cloning shares it.
-#[derive(Clone, Debug)]
-pub struct Tokenizer {}
+#[derive(Clone)]
+pub struct Tokenizer {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    tokenizer: tokenizers::Tokenizer,
+    spelling: Spelling,
+    vocabulary: u32,
+    /// What is added around a text, where that is not for tokenizer.json to say.
+    around: Option<Around>,
+}
+
+/// The tokens that a model wants around a text.
+struct Around {
+    before: Option<TokenId>,
+    after: Option<TokenId>,
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer")
+            .field("spelling", &self.shared.spelling)
+            .field("vocabulary", &self.shared.vocabulary)
+            .finish_non_exhaustive()
+    }
+}
 
 impl Tokenizer {
-    /// Opens `tokenizer.json` in the folder of a model.
-    pub fn open(_dir: &Path) -> Result<Self, TextError> {
-        Ok(Self {})
+    /// Opens `tokenizer.json` in the folder of a model. If tokenizer_config.json there has `add_bos_token`
+    /// or `add_eos_token`, they decide what `add_special` adds, as in transformers.
+    pub fn open(dir: &Path) -> Result<Self, TextError> {
+        let path = dir.join("tokenizer.json");
+        let wrong = |why: String| TextError::Open {
+            path: path.display().to_string(),
+            why,
+        };
+        let json = std::fs::read(&path).map_err(|error| wrong(absent(dir, &error)))?;
+        let config = TokenizerConfig::open(dir).map_err(|(path, why)| TextError::Open {
+            path: path.display().to_string(),
+            why,
+        })?;
+        Self::parse(&json, &config).map_err(wrong)
+    }
+
+    pub(super) fn parse(json: &[u8], config: &TokenizerConfig) -> Result<Self, String> {
+        let mut tokenizer =
+            tokenizers::Tokenizer::from_bytes(json).map_err(|error| error.to_string())?;
+        let decoder = serde_json::to_value(tokenizer.get_decoder());
+        let spelling = Spelling::parse(&decoder.unwrap_or(Value::Null))?;
+        // What the file says of these is how the tokenizer was trained: a server never cuts or pads.
+        let untruncated = tokenizer.with_truncation(None).map(drop);
+        untruncated.map_err(|error| error.to_string())?;
+        tokenizer.with_padding(None);
+        let around = config
+            .says_what_to_add()
+            .then(|| around(&tokenizer, config));
+        let last = tokenizer.get_vocab(true).into_values().max();
+        let vocabulary = last.map_or(0, |last| last.saturating_add(1));
+        Ok(Self {
+            shared: Arc::new(Shared {
+                tokenizer,
+                spelling,
+                vocabulary,
+                around: around.transpose()?,
+            }),
+        })
     }
 
     /// The ids of `text`; with `add_special` also those that the model wants around it (BOS).
     /// Takes milliseconds for long texts: not for the event loop.
-    pub fn encode(&self, _text: &str, _add_special: bool) -> Result<Vec<TokenId>, TextError> {
-        Ok(Vec::new())
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<TokenId>, TextError> {
+        let encode = |special| {
+            let encoding = self.shared.tokenizer.encode_fast(text, special);
+            encoding.map_err(|error| TextError::Encode(error.to_string()))
+        };
+        match &self.shared.around {
+            Some(around) if add_special => {
+                let encoding = encode(false)?;
+                let text = encoding.get_ids().iter().copied().map(TokenId);
+                Ok(around
+                    .before
+                    .into_iter()
+                    .chain(text)
+                    .chain(around.after)
+                    .collect())
+            }
+            _ => Ok(encode(add_special)?
+                .get_ids()
+                .iter()
+                .copied()
+                .map(TokenId)
+                .collect()),
+        }
     }
 
     /// The exact bytes that a token stands for, a part of a character perhaps; none for an unknown id.
-    pub fn token_bytes(&self, _token: TokenId) -> Vec<u8> {
-        Vec::new()
+    pub fn token_bytes(&self, token: TokenId) -> Vec<u8> {
+        let Some(token) = self.spelled(token, false) else {
+            return Vec::new();
+        };
+        match self.shared.spelling.piece(token, false) {
+            Piece::Bytes(bytes) => bytes,
+            Piece::Text(text) => text.into_bytes(),
+        }
     }
 
     /// The text of one token by itself, U+FFFD for bytes that are no character.
@@ -49,22 +141,66 @@ impl Tokenizer {
     }
 
     /// The text of `tokens`, without special tokens if `skip_special`. Unknown ids are ignored.
-    pub fn decode(&self, _tokens: &[TokenId], _skip_special: bool) -> String {
-        String::new()
+    ///
+    /// Hugging Face gives the same but for one case: of byte tokens (`<0xE2>`) that make no UTF-8 it
+    /// replaces also those beside them that make whole characters.
+    pub fn decode(&self, tokens: &[TokenId], skip_special: bool) -> String {
+        let mut detokenizer = self.detokenizer(skip_special);
+        let pieces = tokens.iter().map(|token| detokenizer.push(*token));
+        let text: String = pieces.collect();
+        text + &detokenizer.finish()
     }
 
     /// The same, a token at a time.
-    pub fn detokenizer(&self, _skip_special: bool) -> Detokenizer {
-        Detokenizer {}
+    pub fn detokenizer(&self, skip_special: bool) -> Detokenizer {
+        Detokenizer::new(self.clone(), skip_special)
     }
 
     /// How many ids there are: all ids are below it.
     pub fn vocabulary(&self) -> u32 {
-        0
+        self.shared.vocabulary
     }
 
     /// The id of a token by its exact spelling in the vocabulary, such as `<|im_end|>`.
-    pub fn token_id(&self, _spelling: &str) -> Option<TokenId> {
-        None
+    pub fn token_id(&self, spelling: &str) -> Option<TokenId> {
+        self.shared.tokenizer.token_to_id(spelling).map(TokenId)
     }
+
+    /// The spelling of a token, unless it is unknown or special and `skip_special`.
+    pub(super) fn spelled(&self, token: TokenId, skip_special: bool) -> Option<String> {
+        let tokenizer = &self.shared.tokenizer;
+        let spelled = tokenizer.id_to_token(token.0)?;
+        let special = || tokenizer.get_added_vocabulary().is_special_token(&spelled);
+        (!(skip_special && special())).then_some(spelled)
+    }
+
+    pub(super) fn spelling(&self) -> &Spelling {
+        &self.shared.spelling
+    }
+}
+
+/// What `config` wants around a text.
+fn around(tokenizer: &tokenizers::Tokenizer, config: &TokenizerConfig) -> Result<Around, String> {
+    let id = |token: Option<&str>| {
+        let id = |token| {
+            let unknown = || format!("tokenizer_config.json adds {token:?}, which is no token");
+            let id = tokenizer.token_to_id(token).ok_or_else(unknown)?;
+            Ok::<_, String>(TokenId(id))
+        };
+        token.map(id).transpose()
+    };
+    Ok(Around {
+        before: id(config.added_bos())?,
+        after: id(config.added_eos())?,
+    })
+}
+
+/// Why there is no tokenizer.json to read.
+fn absent(dir: &Path, error: &std::io::Error) -> String {
+    if error.kind() == std::io::ErrorKind::NotFound && dir.join("tokenizer.model").exists() {
+        return "there is only tokenizer.model: save the tokenizer once with transformers \
+                (AutoTokenizer.from_pretrained(..).save_pretrained(..)), which writes it"
+            .to_owned();
+    }
+    error.to_string()
 }
