@@ -1,6 +1,7 @@
 //! For whom: HTTP, access, text, metrics, and the life of the server on a host.
 
 pub mod api;
+pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod generation;
