@@ -115,6 +115,14 @@ fn log_path(kind: &str) -> PathBuf {
     directory.join(format!("{}-{count}.{kind}", std::process::id()))
 }
 
+/// A file of `text` under `target` whose name ends in `name`, for a run of the binary to read.
+pub fn scratch_file(name: &str, text: &str) -> PathBuf {
+    let path = scratch().join(format!("{}-{name}", std::process::id()));
+    fs::create_dir_all(scratch()).expect("a directory under target");
+    fs::write(&path, text).expect("a file under target");
+    path
+}
+
 /// A running server. Dropping it ends it.
 #[derive(Debug)]
 pub struct Server {
