@@ -1,5 +1,6 @@
 //! Every chore of the project as `cargo xtask VERB`. The Makefile and `.ci/run` call the same verbs.
 
+mod bench;
 mod binary;
 mod cache;
 mod ci;
@@ -34,6 +35,8 @@ enum Verb {
     Serve(serve::Arguments),
     /// Runs every test: Rust and Python clients, with the real binary and the default model
     Test,
+    /// Measures the server against llama.cpp's and a naive one; saves table, JSON and plot
+    Bench(bench::Arguments),
     /// Fetches and imports the default model into the user's cache folder, and prints where it is
     Model,
     /// Checks the rules of the house: who may import whom, and what may be in the repository
@@ -59,6 +62,7 @@ fn perform(verb: Verb) -> Result<()> {
     match verb {
         Verb::Serve(arguments) => serve::serve(&workspace, &arguments),
         Verb::Test => test::test(&workspace),
+        Verb::Bench(arguments) => bench::bench(&workspace, &arguments),
         Verb::Model => {
             let model = model::fetched(&workspace, || workspace.appliance(Profile::Release))?;
             println!("{}", model.display());

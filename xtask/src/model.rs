@@ -39,6 +39,17 @@ pub(crate) fn fetched(
     Ok(store.model())
 }
 
+/// The GGUF that the default model is imported from; there once the model has been fetched.
+pub(crate) fn gguf() -> Result<PathBuf> {
+    let gguf = cache::folder()?.join("models").join(format!("{NAME}.gguf"));
+    ensure!(
+        gguf.is_file(),
+        "no {}: remove the record beside it and run `cargo xtask model`",
+        gguf.display()
+    );
+    Ok(gguf)
+}
+
 /// The part of the cache that holds the default model, ours alone while this lives.
 #[derive(Debug)]
 struct Store {

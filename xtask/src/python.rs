@@ -33,6 +33,26 @@ pub(crate) fn download(requirements: &str, folder: &Path) -> Result<()> {
         .arg(pins))
 }
 
+/// Downloads the source package that `requirements` pins into `folder`. pip asks a source for its
+/// name and version, which takes what `tools`, a folder for `PYTHONPATH`, holds to build it.
+pub(crate) fn download_source(requirements: &str, tools: &Path, folder: &Path) -> Result<()> {
+    let pins = folder.join("requirements.txt");
+    fs::write(&pins, requirements)?;
+    run(pip("download")?
+        .args([
+            "--no-deps",
+            "--no-binary=:all:",
+            "--no-build-isolation",
+            "--require-hashes",
+            "--no-cache-dir",
+        ])
+        .arg("--dest")
+        .arg(folder)
+        .arg("--requirement")
+        .arg(pins)
+        .env("PYTHONPATH", tools))
+}
+
 /// A folder for `PYTHONPATH` that holds what `requirements` pins, installed unless it is there.
 /// Not a virtual environment: Debian's Python makes none without one more package.
 pub(crate) fn installed(requirements: &str) -> Result<PathBuf> {
@@ -48,12 +68,7 @@ pub(crate) fn installed(requirements: &str) -> Result<PathBuf> {
         let pins = scratch.join("requirements.txt");
         fs::write(&pins, requirements)?;
         run(pip("install")?
-            .args([
-                "--require-hashes",
-                "--only-binary=:all:",
-                "--no-cache-dir",
-                "--quiet",
-            ])
+            .args(["--require-hashes", "--only-binary=:all:", "--no-cache-dir"])
             .arg("--target")
             .arg(&scratch)
             .arg("--requirement")
@@ -68,6 +83,14 @@ pub(crate) fn unpack(wheel: &Path, folder: &Path) -> Result<()> {
     run(python()
         .args(["-m", "zipfile", "--extract"])
         .arg(wheel)
+        .arg(folder))
+}
+
+/// Unpacks a source package, which is a compressed tar file, into `folder`.
+pub(crate) fn unpack_source(package: &Path, folder: &Path) -> Result<()> {
+    run(python()
+        .args(["-m", "tarfile", "--extract"])
+        .arg(package)
         .arg(folder))
 }
 
