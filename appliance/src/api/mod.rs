@@ -1,12 +1,39 @@
 //! Wire dialects: bodies to asks, pieces to chunks. Nothing here knows a socket.
 
+mod body;
+mod chat;
+mod conversation;
+mod error;
+mod field;
+mod logprobs;
+mod manner;
+mod models;
+mod params;
+mod probes;
+mod run;
+mod sse;
+mod trace;
+mod usage;
+
+use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::http::{Method, StatusCode, Uri};
+use axum::middleware::from_fn_with_state;
+use axum::routing::{get, post};
+use tokio::sync::Semaphore;
 
+use self::error::ApiError;
+use self::params::Facts;
+use self::run::Run;
 use crate::config::Resolved;
-use crate::health::Health;
+use crate::generation::Ask;
+use crate::health::{Health, Phase};
 use crate::metrics::Metrics;
+use crate::served::Served;
 
 /// What every handler can reach. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -21,6 +48,124 @@ pub struct Context {
 
 /// All routes.
 pub fn router(context: Context) -> Router {
-    let _ = context;
+    let limit = usize::try_from(context.settings.body_limit.0).unwrap_or(usize::MAX);
+    let api = Arc::new(Api::new(context));
     Router::new()
+        .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/models", get(models::list))
+        .route("/v1/models/{*name}", get(models::retrieve))
+        .route("/health", get(probes::health))
+        .route("/ping", get(probes::health).post(probes::health))
+        .route("/live", get(probes::live))
+        .route("/version", get(probes::version))
+        .route("/metrics", get(probes::metrics))
+        .route("/", get(probes::page))
+        .fallback(async |uri: Uri| ApiError::no_route(uri.path()))
+        .method_not_allowed_fallback(async |method: Method, uri: Uri| {
+            ApiError::no_method(method.as_str(), uri.path())
+        })
+        .layer(DefaultBodyLimit::max(limit))
+        .layer(from_fn_with_state(api.clone(), trace::around))
+        .with_state(api)
+}
+
+/// What the handlers share.
+#[derive(Debug)]
+struct Api {
+    context: Context,
+    /// Bounds how many texts are rendered and tokenised at once.
+    text: Arc<Semaphore>,
+    /// Secret of this process: what is drawn and hashed with it cannot be foreseen.
+    random: RandomState,
+    drawn: AtomicU64,
+}
+
+impl Api {
+    fn new(context: Context) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            context,
+            text: Arc::new(Semaphore::new(cores)),
+            random: RandomState::new(),
+            drawn: AtomicU64::new(0),
+        }
+    }
+
+    /// The model, if requests are taken.
+    fn served(&self) -> Result<Arc<Served>, ApiError> {
+        match self.context.health.phase() {
+            Phase::Ready(served) => Ok(served),
+            Phase::Loading(what) => Err(ApiError::unavailable(
+                format!("The model is not ready: {what}."),
+                2,
+            )),
+            Phase::Draining(_) => Err(ApiError::unavailable("The server is shutting down.", 5)),
+            Phase::Failed(why) => Err(ApiError::unavailable(
+                format!("The server has no model: {why}."),
+                30,
+            )),
+        }
+    }
+
+    /// The model, whether or not requests are taken.
+    fn loaded(&self) -> Option<Arc<Served>> {
+        match self.context.health.phase() {
+            Phase::Ready(served) => Some(served),
+            Phase::Draining(served) => served,
+            Phase::Loading(_) | Phase::Failed(_) => None,
+        }
+    }
+
+    /// Runs `work`, which renders or tokenises, off the event loop. A panic in it is the request's.
+    async fn text_work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let permit = self.text.clone().acquire_owned().await;
+        let span = tracing::Span::current();
+        let work = move || {
+            let _permit = permit;
+            span.in_scope(work)
+        };
+        let done = tokio::task::spawn_blocking(work).await;
+        done.unwrap_or_else(|_| Err(ApiError::panicked()))
+    }
+
+    /// Has `asks` admitted. `prompt` is the field that holds the prompt.
+    async fn start(&self, served: &Served, asks: Vec<Ask>, prompt: &str) -> Result<Run, ApiError> {
+        let shed = StatusCode::from_u16(self.context.settings.shed_status.code())
+            .unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
+        let refused = |refusal| ApiError::from_refusal(refusal, shed, prompt);
+        Run::start(&served.generator, asks, refused).await
+    }
+
+    /// A number that nobody foresees.
+    fn draw(&self) -> u64 {
+        self.random
+            .hash_one(self.drawn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// What keeps the cached prefixes of a salt apart; without a salt the common pool.
+    fn cache_salt(&self, salt: Option<&str>) -> u64 {
+        salt.map_or(0, |salt| self.random.hash_one(salt).max(1))
+    }
+}
+
+/// What parsing needs to know of `served`.
+fn facts(served: &Served) -> Facts<'_> {
+    Facts {
+        context: served.context,
+        vocabulary: served.vocabulary,
+        candidates: served.candidates,
+        eos: &served.eos,
+        defaults: &served.defaults,
+    }
+}
+
+/// Refuses any model but the one that is served. Who names none means that one.
+fn check_model(asked: Option<&str>, served: &Served) -> Result<(), ApiError> {
+    match asked {
+        Some(name) if name != served.name => Err(ApiError::model_not_found(name, &served.name)),
+        _ => Ok(()),
+    }
 }

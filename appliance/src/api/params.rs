@@ -1,0 +1,377 @@
+//! What every generation takes, whatever its dialect: how to draw, when to stop, how to answer.
+
+use std::sync::Arc;
+
+use engine::{Constraint, Penalties, Request, Sampling, Stop, TokenId, TokenMask};
+use model::GenerationDefaults;
+
+use super::body::{Fields, fields};
+use super::error::ApiError;
+use super::field::{Bias, MOST, Positive, Real, Share, StopTexts, StreamOptions, TokenIds, Whole};
+use crate::generation::Ask;
+
+fields! {
+    /// What every generation takes.
+    Params {
+        /// The model's name; the model that is served if absent.
+        model: String,
+        /// How many continuations of each prompt.
+        n: Whole<1, 128>,
+        /// The most tokens to produce. Prompt and output together must fit the model's context.
+        max_tokens: Whole<0, MOST>,
+        /// Tokens to produce before a stop token or the end of the text may end it.
+        min_tokens: Whole<0, MOST>,
+        /// 0 is greedy. Default: the model's own, else 1.
+        temperature: Real<0, 2>,
+        /// Sample from the most likely tokens that together are this likely. Default: the model's own, else 1.
+        top_p: Share,
+        /// Sample from this many of the most likely tokens; 0 and -1 are all. Default: the model's own, else all.
+        top_k: Whole<-1, MOST>,
+        /// Sample from tokens at least this fraction as likely as the likeliest. Default: the model's own, else 0.
+        min_p: Real<0, 1>,
+        /// Divides the logits of tokens seen in prompt or output. Default: the model's own, else 1.
+        repetition_penalty: Positive,
+        /// Subtracted from the logits of tokens seen in the output.
+        presence_penalty: Real<-2, 2>,
+        /// Subtracted from the logits of tokens for each time they were seen in the output.
+        frequency_penalty: Real<-2, 2>,
+        /// Added to the logits of tokens, by id.
+        logit_bias: Bias,
+        /// The only tokens that may be produced.
+        allowed_token_ids: TokenIds<1_000_000>,
+        /// The same seed gives the same tokens. Default: another each time.
+        seed: Whole<{ i64::MIN }, { i64::MAX }>,
+        /// Texts that end a continuation.
+        stop: StopTexts,
+        /// Tokens that end a continuation.
+        stop_token_ids: TokenIds<256>,
+        /// Whether the text that ended a continuation is part of it.
+        include_stop_str_in_output: bool,
+        /// Go on past the end-of-sequence token.
+        ignore_eos: bool,
+        /// Leave special tokens out of the text. Default: true.
+        skip_special_tokens: bool,
+        /// Whether the tokenizer adds its own tokens, such as BOS. Default: true for a prompt, false for messages, whose template does.
+        add_special_tokens: bool,
+        /// Keep only this many tokens of the prompt, its last; -1 keeps what the context takes.
+        truncate_prompt_tokens: Whole<-1, MOST>,
+        /// Score the prompt's tokens too, each with this many of the likeliest in its place.
+        prompt_logprobs: Whole<0, 20>,
+        /// Name tokens in log-probabilities by id, as `token_id:7`.
+        return_tokens_as_token_ids: bool,
+        /// Return the ids of prompt and output.
+        return_token_ids: bool,
+        /// Who goes first when not all can run: lower is earlier.
+        priority: Whole<{ i32::MIN as i64 }, { i32::MAX as i64 }>,
+        /// Share cached prefixes only with requests of the same salt.
+        cache_salt: String,
+        /// Send the answer as server-sent events.
+        stream: bool,
+        /// What a stream tells beside its tokens.
+        stream_options: StreamOptions,
+    }
+}
+
+/// Fields that are not served and would change the answer: the name, the values that ask for
+/// nothing, and what to do instead.
+const REFUSED: &[(&str, &[&str], &str)] = &[
+    ("use_beam_search", &["false"], "leave it out and use n"),
+    ("bad_words", &["[]"], "leave it out and use logit_bias"),
+    ("logits_processors", &["[]"], "leave it out"),
+    ("prompt_embeds", &[], "send the prompt as text or token ids"),
+    (
+        "response_format",
+        &[r#"{"type":"text"}"#],
+        "leave it out, ask for the format in the prompt, and check the answer",
+    ),
+    ("structured_outputs", &["{}"], STRUCTURED),
+    ("guided_json", &[], STRUCTURED),
+    ("guided_regex", &[], STRUCTURED),
+    ("guided_choice", &[], STRUCTURED),
+    ("guided_grammar", &[], STRUCTURED),
+    ("guided_decoding_backend", &[], STRUCTURED),
+];
+
+const STRUCTURED: &str = "leave it out; allowed_token_ids restricts tokens";
+
+/// Fields that others act on and that change nothing here by their own definition: they are
+/// accepted without a word.
+pub(super) const WITHOUT_EFFECT: &[&str] = &[
+    "metadata",
+    "parallel_tool_calls",
+    "prediction",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "request_id",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "user",
+];
+
+/// What parsing needs to know of the model that is served.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Facts<'a> {
+    /// The most tokens of a sequence.
+    pub(super) context: u32,
+    /// Token ids are below it.
+    pub(super) vocabulary: u32,
+    /// The most log-probabilities beside a token.
+    pub(super) candidates: u32,
+    /// End-of-sequence tokens.
+    pub(super) eos: &'a [TokenId],
+    /// The model's own sampling.
+    pub(super) defaults: &'a GenerationDefaults,
+}
+
+/// What a dialect has to say beside [`Params`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Dialect {
+    /// The field that holds the prompt.
+    pub(super) prompt: &'static str,
+    /// The field that limits the output, as the client wrote it.
+    pub(super) limit: &'static str,
+    /// The most tokens to produce, if the client said so.
+    pub(super) max_tokens: Option<u32>,
+    /// The most tokens to produce else; `None` is what the context takes.
+    pub(super) default_max_tokens: Option<u32>,
+    /// Likeliest tokens to report beside each token of the output.
+    pub(super) logprobs: Option<u32>,
+    /// The same for the prompt.
+    pub(super) prompt_logprobs: Option<u32>,
+    /// Where randomness of this request begins.
+    pub(super) random: u64,
+    /// Keeps cached prefixes apart; 0 is common.
+    pub(super) cache_salt: u64,
+}
+
+impl Params {
+    /// Takes them from a body, and refuses what nobody serves.
+    pub(super) fn parse(fields: &mut Fields<'_>) -> Result<Self, ApiError> {
+        for (name, harmless, advice) in REFUSED {
+            fields.refuse(name, harmless, advice)?;
+        }
+        let params = Self::take(fields)?;
+        if params.stream() && params.prompt_logprobs.is_some() {
+            let message = "`prompt_logprobs` cannot be streamed: set `stream` to false.";
+            return Err(ApiError::invalid("prompt_logprobs", message));
+        }
+        Ok(params)
+    }
+
+    /// Whether the answer comes as events.
+    pub(super) fn stream(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    /// How many continuations of each prompt.
+    pub(super) fn choices(&self) -> u32 {
+        self.n.map_or(1, Whole::count)
+    }
+
+    /// Whether special tokens stay out of the text.
+    pub(super) fn skip_special(&self) -> bool {
+        self.skip_special_tokens.unwrap_or(true)
+    }
+
+    /// All of it as a request for the engine that continues `prompt`.
+    pub(super) fn ask(
+        &self,
+        facts: &Facts<'_>,
+        dialect: &Dialect,
+        prompt: Vec<TokenId>,
+    ) -> Result<Ask, ApiError> {
+        let prompt = self.fit(facts, dialect, prompt)?;
+        let max_tokens = dialect.room(facts.context, prompt.len())?;
+        let request = Request {
+            prompt: prompt.into(),
+            choices: self.choices(),
+            sampling: self.sampling(facts, dialect.random)?,
+            stop: self.stop(facts, max_tokens)?,
+            logprobs: facts.reported("logprobs", dialect.logprobs)?,
+            prompt_logprobs: facts.reported("prompt_logprobs", dialect.prompt_logprobs)?,
+            constraint: self.constraint(facts)?,
+            priority: self.priority(),
+            deadline: None,
+            cache_salt: dialect.cache_salt,
+        };
+        Ok(Ask {
+            request,
+            stops: self
+                .stop
+                .clone()
+                .map_or_else(Vec::new, |StopTexts(texts)| texts),
+            include_stop: self.include_stop_str_in_output.unwrap_or(false),
+            skip_special: self.skip_special(),
+        })
+    }
+
+    /// The prompt, cut if the client wants it cut; refused if it has no or unknown tokens.
+    fn fit(
+        &self,
+        facts: &Facts<'_>,
+        dialect: &Dialect,
+        mut prompt: Vec<TokenId>,
+    ) -> Result<Vec<TokenId>, ApiError> {
+        let name = dialect.prompt;
+        if prompt.is_empty() {
+            return Err(ApiError::invalid(
+                name,
+                format!("`{name}` has no tokens: say something."),
+            ));
+        }
+        facts.known(name, prompt.iter().map(|token| token.0))?;
+        if let Some(Whole(keep)) = self.truncate_prompt_tokens {
+            let output = dialect.max_tokens.unwrap_or(1).max(1);
+            let room = facts.context.saturating_sub(output).max(1);
+            let keep = u32::try_from(keep).map_or(room, |keep| keep.max(1));
+            let surplus = prompt.len().saturating_sub(keep as usize);
+            prompt.drain(..surplus);
+        }
+        Ok(prompt)
+    }
+
+    fn sampling(&self, facts: &Facts<'_>, random: u64) -> Result<Sampling, ApiError> {
+        let defaults = facts.defaults;
+        let top_k = self
+            .top_k
+            .map_or(defaults.top_k, |top_k| Some(top_k.count()));
+        let bias: Vec<_> = self.logit_bias.iter().flat_map(|Bias(bias)| bias).collect();
+        facts.known("logit_bias", bias.iter().map(|(token, _)| **token))?;
+        Ok(Sampling {
+            temperature: or(
+                self.temperature.map(|Real(it)| it),
+                defaults.temperature,
+                1.0,
+            ),
+            top_k: top_k.filter(|top_k| *top_k > 0),
+            top_p: or(self.top_p.map(|Share(it)| it), defaults.top_p, 1.0),
+            min_p: or(self.min_p.map(|Real(it)| it), defaults.min_p, 0.0),
+            penalties: Penalties {
+                repetition: or(
+                    self.repetition_penalty.map(|Positive(it)| it),
+                    defaults.repetition_penalty,
+                    1.0,
+                ),
+                presence: self.presence_penalty.map_or(0.0, |Real(it)| it),
+                frequency: self.frequency_penalty.map_or(0.0, |Real(it)| it),
+            },
+            bias: bias
+                .iter()
+                .map(|(token, bias)| (TokenId(**token), **bias))
+                .collect(),
+            seed: self.seed.map_or(random, |Whole(seed)| seed.cast_unsigned()),
+        })
+    }
+
+    fn stop(&self, facts: &Facts<'_>, max_tokens: u32) -> Result<Stop, ApiError> {
+        let ids = self
+            .stop_token_ids
+            .as_ref()
+            .map_or(&[][..], |TokenIds(ids)| ids);
+        facts.known("stop_token_ids", ids.iter().copied())?;
+        let eos = match self.ignore_eos {
+            Some(true) => &[],
+            _ => facts.eos,
+        };
+        let mut tokens: Vec<TokenId> = ids.iter().copied().map(TokenId).collect();
+        tokens.extend_from_slice(eos);
+        tokens.sort_unstable();
+        tokens.dedup();
+        let min_tokens = self.min_tokens.map_or(0, Whole::count);
+        if min_tokens > max_tokens {
+            let message =
+                format!("`min_tokens` is {min_tokens}, but at most {max_tokens} can be produced.");
+            return Err(ApiError::invalid("min_tokens", message));
+        }
+        Ok(Stop {
+            tokens: tokens.into(),
+            min_tokens,
+            max_tokens,
+        })
+    }
+
+    fn constraint(&self, facts: &Facts<'_>) -> Result<Constraint, ApiError> {
+        let Some(TokenIds(ids)) = &self.allowed_token_ids else {
+            return Ok(Constraint::Free);
+        };
+        let name = "allowed_token_ids";
+        if ids.is_empty() {
+            let message = "`allowed_token_ids` is empty: leave it out, or allow something.";
+            return Err(ApiError::invalid(name, message));
+        }
+        facts.known(name, ids.iter().copied())?;
+        let mask = TokenMask::only(facts.vocabulary, ids.iter().copied().map(TokenId));
+        Ok(Constraint::Only(Arc::new(mask)))
+    }
+
+    fn priority(&self) -> i32 {
+        let priority = self.priority.map_or(0, |Whole(priority)| priority);
+        i32::try_from(priority).expect("its form has 32 bits")
+    }
+}
+
+fn or(said: Option<f32>, models: Option<f32>, otherwise: f32) -> f32 {
+    said.or(models).unwrap_or(otherwise)
+}
+
+impl Facts<'_> {
+    /// Refuses ids that are no tokens.
+    fn known(&self, param: &str, mut ids: impl Iterator<Item = u32>) -> Result<(), ApiError> {
+        let vocabulary = self.vocabulary;
+        ids.find(|id| *id >= vocabulary).map_or(Ok(()), |id| {
+            let message = format!(
+                "`{param}` has the token id {id}, but this model's are from 0 to {}.",
+                vocabulary.saturating_sub(1)
+            );
+            Err(ApiError::invalid(param, message))
+        })
+    }
+
+    /// Refuses more log-probabilities than the device can report.
+    fn reported(&self, param: &str, asked: Option<u32>) -> Result<Option<u32>, ApiError> {
+        let most = self.candidates;
+        match asked {
+            Some(asked) if asked > most => {
+                let message =
+                    format!("`{param}` asks for {asked} tokens, but this device reports {most}.");
+                Err(ApiError::invalid(param, message))
+            }
+            _ => Ok(asked),
+        }
+    }
+}
+
+impl Dialect {
+    /// The most tokens to produce after a prompt of `prompt` tokens. Like vLLM, more than the
+    /// context takes is refused rather than cut: the client's arithmetic is wrong.
+    fn room(&self, context: u32, prompt: usize) -> Result<u32, ApiError> {
+        let holder = self.prompt;
+        let room = u32::try_from(prompt).map_or(0, |prompt| context.saturating_sub(prompt));
+        if room == 0 {
+            let however = format!(
+                "your {holder} resulted in {prompt} tokens, which leaves none for an answer. \
+                 Please reduce the length of the {holder}."
+            );
+            return Err(ApiError::context_length(holder, context, &however));
+        }
+        match self.max_tokens {
+            Some(asked) if asked > room => {
+                let total = prompt as u64 + u64::from(asked);
+                let limit = self.limit;
+                let however = format!(
+                    "you requested {total} tokens ({prompt} in the {holder}, {asked} in the completion). \
+                     Please reduce the length of the {holder}, or `{limit}`."
+                );
+                Err(ApiError::context_length(holder, context, &however))
+            }
+            Some(0) => {
+                let limit = self.limit;
+                let message = format!("`{limit}` is 0, but must be a whole number from 1.");
+                Err(ApiError::invalid(limit, message))
+            }
+            Some(asked) => Ok(asked),
+            None => Ok(self.default_max_tokens.map_or(room, |most| most.min(room))),
+        }
+    }
+}

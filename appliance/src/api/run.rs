@@ -1,0 +1,242 @@
+//! A request under way: one generation for each of its prompts, told as one sequence of pieces.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use engine::{Scored, TokenId};
+use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
+use tokio::time::{Instant, timeout_at};
+
+use super::error::ApiError;
+use super::usage::Usage;
+use crate::generation::{Ask, Generation, Generator, Piece, Reason};
+
+/// A request under way. Dropping it cancels all of it.
+pub(super) struct Run {
+    pieces: SelectAll<BoxStream<'static, (u32, Piece)>>,
+    /// Pieces that were waited for before they were asked for.
+    early: VecDeque<Part>,
+    /// For each prompt, whether it has begun to run.
+    begun: Vec<bool>,
+    /// Continuations of each prompt.
+    choices: u32,
+    /// Continuations that have not ended.
+    open: u32,
+    usage: Usage,
+}
+
+/// What happened to one continuation; prompts and their continuations are numbered through.
+#[derive(Clone, PartialEq, Debug)]
+pub(super) enum Part {
+    /// The tokens of a prompt after its first, scored.
+    Prompt { prompt: u32, scored: Vec<Scored> },
+    /// A token was produced.
+    Token {
+        index: u32,
+        text: String,
+        scored: Scored,
+    },
+    /// A continuation ended well.
+    End { index: u32, text: String, end: End },
+}
+
+/// Why a continuation ended, of the reasons that are no error.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(super) enum End {
+    /// The end-of-sequence token.
+    Eos,
+    /// A stop token of the request.
+    Token(TokenId),
+    /// A stop string of the request.
+    Text(String),
+    /// `max_tokens`, or the end of the context.
+    Length,
+}
+
+/// One continuation, whole.
+#[derive(Clone, Default, PartialEq, Debug)]
+pub(super) struct Output {
+    pub(super) text: String,
+    pub(super) scored: Vec<Scored>,
+    pub(super) end: Option<End>,
+}
+
+/// All that came of a request.
+#[derive(Clone, Default, PartialEq, Debug)]
+pub(super) struct Whole {
+    /// All continuations, those of the first prompt first.
+    pub(super) outputs: Vec<Output>,
+    /// For each prompt its scored tokens after the first, if they were asked for.
+    pub(super) prompts: Vec<Option<Vec<Scored>>>,
+    pub(super) usage: Usage,
+}
+
+impl Run {
+    /// Has all of `asks` admitted, or none: what was admitted before a refusal is cancelled.
+    pub(super) async fn start(
+        generator: &Generator,
+        asks: Vec<Ask>,
+        refused: impl Fn(crate::generation::Refusal) -> ApiError,
+    ) -> Result<Self, ApiError> {
+        let prompts = asks.len();
+        let choices = asks.first().map_or(1, |ask| ask.request.choices);
+        let tokens = asks.iter().map(|ask| ask.request.prompt.len() as u64).sum();
+        let mut pieces = SelectAll::new();
+        for (prompt, ask) in (0..).zip(asks) {
+            let generation = generator.start(ask).await.map_err(&refused)?;
+            pieces.push(numbered(prompt, generation));
+        }
+        Ok(Self {
+            pieces,
+            early: VecDeque::new(),
+            begun: vec![false; prompts],
+            choices,
+            open: choices.saturating_mul(u32::try_from(prompts).unwrap_or(u32::MAX)),
+            usage: Usage::of_prompts(tokens),
+        })
+    }
+
+    /// How many continuations it has.
+    pub(super) fn outputs(&self) -> usize {
+        self.begun.len() * self.choices as usize
+    }
+
+    /// Tokens so far.
+    pub(super) fn usage(&self) -> Usage {
+        self.usage
+    }
+
+    /// Waits for the first result, `patience` at the most, so that a request that fails at once
+    /// fails with a status and not within a stream.
+    pub(super) async fn settle(&mut self, patience: Duration) -> Result<(), ApiError> {
+        let until = Instant::now() + patience;
+        if let Ok(first) = timeout_at(until, self.next()).await {
+            self.early.extend(first?);
+        }
+        Ok(())
+    }
+
+    /// What happens next; `None` after every continuation has ended well. May be given up while
+    /// waiting without losing anything.
+    pub(super) async fn next(&mut self) -> Result<Option<Part>, ApiError> {
+        if let Some(part) = self.early.pop_front() {
+            return Ok(Some(part));
+        }
+        while let Some((prompt, piece)) = self.pieces.next().await {
+            if let Some(part) = self.part(prompt, piece)? {
+                return Ok(Some(part));
+            }
+        }
+        match self.open {
+            0 => Ok(None),
+            _ => Err(ApiError::unavailable(
+                "The server ended before the answer did.",
+                5,
+            )),
+        }
+    }
+
+    fn part(&mut self, prompt: u32, piece: Piece) -> Result<Option<Part>, ApiError> {
+        let index = |choice| prompt * self.choices + choice;
+        Ok(Some(match piece {
+            Piece::Started { cached_tokens, .. } => {
+                if !std::mem::replace(&mut self.begun[prompt as usize], true) {
+                    self.usage.cached(cached_tokens);
+                }
+                return Ok(None);
+            }
+            Piece::Prompt(scored) => Part::Prompt { prompt, scored },
+            Piece::Token {
+                choice,
+                text,
+                scored,
+            } => {
+                let index = index(choice);
+                self.usage.produced();
+                Part::Token {
+                    index,
+                    text,
+                    scored,
+                }
+            }
+            Piece::Finished {
+                choice,
+                text,
+                reason,
+            } => {
+                let index = index(choice);
+                self.open -= 1;
+                let end = End::new(reason)?;
+                Part::End { index, text, end }
+            }
+        }))
+    }
+
+    /// All of it, once it has ended.
+    pub(super) async fn whole(mut self) -> Result<Whole, ApiError> {
+        let mut outputs = vec![Output::default(); self.outputs()];
+        let mut prompts = vec![None; self.begun.len()];
+        while let Some(part) = self.next().await? {
+            match part {
+                Part::Prompt { prompt, scored } => prompts[prompt as usize] = Some(scored),
+                Part::Token {
+                    index,
+                    text,
+                    scored,
+                } => {
+                    let output = &mut outputs[index as usize];
+                    output.text.push_str(&text);
+                    output.scored.push(scored);
+                }
+                Part::End { index, text, end } => {
+                    let output = &mut outputs[index as usize];
+                    output.text.push_str(&text);
+                    output.end = Some(end);
+                }
+            }
+        }
+        Ok(Whole {
+            outputs,
+            prompts,
+            usage: self.usage,
+        })
+    }
+}
+
+fn numbered(prompt: u32, generation: Generation) -> BoxStream<'static, (u32, Piece)> {
+    let next = move |mut generation: Generation| async move {
+        let piece = generation.next().await?;
+        Some(((prompt, piece), generation))
+    };
+    stream::unfold(generation, next).boxed()
+}
+
+impl End {
+    fn new(reason: Reason) -> Result<Self, ApiError> {
+        match reason {
+            Reason::Eos => Ok(Self::Eos),
+            Reason::StopToken(token) => Ok(Self::Token(token)),
+            Reason::StopText(text) => Ok(Self::Text(text)),
+            Reason::Length => Ok(Self::Length),
+            Reason::Deadline => Err(ApiError::timeout()),
+            Reason::Failed(why) => Err(ApiError::internal(format!("The request failed: {why}"))),
+        }
+    }
+
+    /// OpenAI's `finish_reason`.
+    pub(super) fn finish_reason(&self) -> &'static str {
+        match self {
+            Self::Eos | Self::Token(_) | Self::Text(_) => "stop",
+            Self::Length => "length",
+        }
+    }
+
+    /// vLLM's `stop_reason`: what of the request's own stops it was.
+    pub(super) fn stop_reason(&self) -> serde_json::Value {
+        match self {
+            Self::Eos | Self::Length => serde_json::Value::Null,
+            Self::Token(token) => token.0.into(),
+            Self::Text(text) => text.as_str().into(),
+        }
+    }
+}
