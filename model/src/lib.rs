@@ -7,6 +7,7 @@ mod decoder;
 mod dtype;
 mod fields;
 mod generation;
+pub mod gguf;
 mod weights;
 
 pub use checkpoint::{CheckpointError, HeaderError, IndexError};
