@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use indicatif::{ProgressBar, ProgressStyle};
+use model::gguf::{self, Progress};
+
 /// Turns a GGUF file into a directory that `appliance serve` takes.
 #[derive(clap::Args, Clone, Debug)]
 #[command(
@@ -17,10 +20,14 @@ pub struct Import {
 impl Import {
     /// Imports, with a progress bar on a terminal.
     pub fn run(&self) -> anyhow::Result<()> {
-        anyhow::bail!(
-            "cannot import {} to {} yet",
-            self.file.display(),
-            self.dir.display()
-        )
+        let bar = ProgressBar::no_length().with_style(ProgressStyle::with_template(
+            "importing {bar:30} {bytes} of {total_bytes}",
+        )?);
+        gguf::import(&self.file, &self.dir, |Progress { done, total }| {
+            bar.set_length(total);
+            bar.set_position(done);
+        })?;
+        bar.finish_and_clear();
+        Ok(())
     }
 }
