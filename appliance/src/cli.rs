@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::bench::Bench;
 use crate::config::Flags;
 use crate::import::Import;
 use crate::pull::Pull;
@@ -31,4 +32,6 @@ pub enum Verb {
     Import(Import),
     /// Fetch a model without serving it
     Pull(Pull),
+    /// Measure a server under load
+    Bench(Bench),
 }

@@ -1,10 +1,16 @@
-//! How the server is doing: loading, ready, draining, or lost.
+//! How the server is doing: loading, ready, draining, or lost; and whether it makes progress.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
 use crate::served::Served;
+
+/// How long a step may take before the device counts as frozen: twenty times what `step-time` asks
+/// for by default, and short enough for a load balancer to notice.
+pub const FROZEN: Duration = Duration::from_secs(10);
 
 /// Where the server is in its life.
 #[derive(Clone, Debug)]
@@ -23,21 +29,106 @@ pub enum Phase {
 #[derive(Clone, Debug)]
 pub struct Health {
     phase: watch::Receiver<Phase>,
+    pulse: Arc<Pulse>,
 }
 
 impl Health {
-    /// A view on the phase.
+    /// A view on the phase, of a server without an engine.
     pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        Self { phase }
+        Self::with_pulse(phase, Arc::new(Pulse::new()))
     }
 
-    /// The phase now.
+    /// A view on the phase and on the progress of an engine.
+    pub fn with_pulse(phase: watch::Receiver<Phase>, pulse: Arc<Pulse>) -> Self {
+        Self { phase, pulse }
+    }
+
+    /// The phase now. A server whose device is frozen has failed until it moves again.
     pub fn phase(&self) -> Phase {
-        self.phase.borrow().clone()
+        match self.pulse.silence() {
+            Some(silence) if silence >= FROZEN => Phase::Failed(format!(
+                "the device has not finished a step for {} s",
+                silence.as_secs()
+            )),
+            _ => self.phase.borrow().clone(),
+        }
     }
 
-    /// Whether the process makes progress: false when work is in flight and no step has landed for too long.
+    /// Whether the process makes progress: false when work is in flight and no step has landed for
+    /// [`FROZEN`], and when the device is lost.
     pub fn live(&self) -> bool {
-        !matches!(*self.phase.borrow(), Phase::Failed(_))
+        !matches!(self.phase(), Phase::Failed(_))
+    }
+}
+
+/// When the engine last made progress. Written by its thread, read by anybody.
+#[derive(Debug)]
+pub struct Pulse {
+    origin: Instant,
+    /// Milliseconds from `origin` to the last beat, or [`RESTING`].
+    beat: AtomicU64,
+}
+
+const RESTING: u64 = u64::MAX;
+
+impl Pulse {
+    /// A pulse at rest.
+    pub fn new() -> Self {
+        Self {
+            origin: Instant::now(),
+            beat: AtomicU64::new(RESTING),
+        }
+    }
+
+    /// Work goes on: a step is about to run, or has landed.
+    pub fn beat(&self) {
+        self.beat.store(self.now(), Ordering::Relaxed);
+    }
+
+    /// There is nothing to do.
+    pub fn rest(&self) {
+        self.beat.store(RESTING, Ordering::Relaxed);
+    }
+
+    /// How long ago the last beat was; `None` at rest.
+    fn silence(&self) -> Option<Duration> {
+        let beat = self.beat.load(Ordering::Relaxed);
+        (beat != RESTING).then(|| Duration::from_millis(self.now().saturating_sub(beat)))
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(RESTING - 1)
+    }
+}
+
+impl Default for Pulse {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pulse(age: Duration, beat: u64) -> Pulse {
+        let origin = Instant::now().checked_sub(age).expect("the host is up");
+        Pulse {
+            origin,
+            beat: AtomicU64::new(beat),
+        }
+    }
+
+    fn check(pulse: Pulse, live: bool) {
+        let (_sender, phase) = watch::channel(Phase::Draining(None));
+        assert_eq!(Health::with_pulse(phase, Arc::new(pulse)).live(), live);
+    }
+
+    #[test]
+    fn a_server_is_live_while_its_engine_rests_or_beats() {
+        let age = FROZEN + Duration::from_secs(1);
+        check(pulse(age, RESTING), true);
+        check(pulse(age, 5000), true);
+        check(pulse(age, 0), false);
     }
 }

@@ -1,11 +1,16 @@
 //! For whom: HTTP, access, text, metrics, and the life of the server on a host.
 
 pub mod api;
+pub mod app;
 pub mod bench;
 pub mod cli;
 pub mod config;
+mod drain;
+pub mod drivers;
+mod engine_thread;
 pub mod generation;
 pub mod health;
+mod http;
 pub mod import;
 pub mod metrics;
 pub mod pull;

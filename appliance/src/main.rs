@@ -1,3 +1,32 @@
 //! The server: see `appliance --help`.
 
-fn main() {}
+use std::process::ExitCode;
+
+use appliance::app;
+use appliance::cli::{Cli, Verb};
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    match Cli::parse().verb {
+        Verb::Serve(flags) => match app::serve(&flags) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => ended(&failure, failure.code()),
+        },
+        Verb::Import(import) => done(import.run()),
+        Verb::Pull(pull) => done(pull.run()),
+        Verb::Bench(bench) => done(bench.run()),
+    }
+}
+
+fn done(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ended(&format!("{error:#}"), ExitCode::FAILURE),
+    }
+}
+
+/// The one line that says why, where whoever started it looks.
+fn ended(why: &dyn std::fmt::Display, code: ExitCode) -> ExitCode {
+    eprintln!("appliance: {why}");
+    code
+}

@@ -1,6 +1,7 @@
 //! What every generation takes, whatever its dialect: how to draw, when to stop, how to answer.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use engine::{Constraint, Penalties, Request, Sampling, Stop, TokenId, TokenMask};
 use model::GenerationDefaults;
@@ -196,6 +197,7 @@ impl Params {
             cache_salt: dialect.cache_salt,
         };
         Ok(Ask {
+            arrived: Instant::now(),
             request,
             stops: self
                 .stop

@@ -1,0 +1,418 @@
+//! Settings to a running server: each part is built from its own settings, in the order in which it
+//! is needed.
+
+use std::io::{self, IsTerminal as _};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use engine::{
+    Constraint, Demand, Limits, Lost, Penalties, Profile, Request, Sampling, Stop, TokenId,
+};
+use model::{Decoder, GenerationDefaults, Weights};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::api;
+use crate::config::{ConfigError, Flags, LogFormat, Resolved};
+use crate::drain::{self, Signals};
+use crate::drivers::{self, DriverError};
+use crate::engine_thread::{self, Mailbox};
+use crate::generation::{Ask, Generator, Piece, Reason, Refusal};
+use crate::health::{Health, Phase, Pulse};
+use crate::http;
+use crate::metrics::Metrics;
+use crate::served::Served;
+use crate::source::{Hub, SourceError};
+use crate::text::{Template, TemplateError, TextError, Tokenizer};
+
+/// Threads of the event loop. The device's own threads need the cores more; with two, one that
+/// parses a large request does not keep the other from answering.
+const EVENT_LOOP_THREADS: usize = 2;
+
+/// Threads for what takes milliseconds: tokenizing, templates.
+const BLOCKING_THREADS: usize = 8;
+
+/// How long the model may take to produce its first token.
+const SELF_TEST: Duration = Duration::from_secs(60);
+
+/// Why a server ended, or never began.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The settings are not valid.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The model cannot be served.
+    #[error("cannot serve {model}: {why}")]
+    Model {
+        /// Its source.
+        model: String,
+        /// What is wrong with it.
+        #[source]
+        why: LoadError,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {why}; choose another address with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the host said.
+        why: io::Error,
+    },
+    /// The host lacks what any process needs.
+    #[error("cannot start: {0}")]
+    Host(#[from] io::Error),
+    /// The device was lost while it served.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+impl Failure {
+    /// 64 (`EX_USAGE`) where starting again with the same settings is no use, 70 (`EX_SOFTWARE`)
+    /// where the device is lost, 1 where the host may be better next time.
+    pub fn code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) | Self::Model { .. } => 64.into(),
+            Self::Lost(_) => 70.into(),
+            Self::Listen { .. } | Self::Host(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its files cannot be had.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Its config.json or generation_config.json is not one we can use.
+    #[error(transparent)]
+    Config(#[from] model::ConfigError),
+    /// Its weights are not what its config says.
+    #[error(transparent)]
+    Checkpoint(#[from] model::CheckpointError),
+    /// Its tokenizer cannot be used.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Its chat template cannot be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// More context is asked for than it was trained for.
+    #[error("max-context {asked} is more than the {most} tokens that the model was made for")]
+    Context {
+        /// The setting.
+        asked: u32,
+        /// The model's own limit.
+        most: u32,
+    },
+    /// It does not run on the device.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The host has no room for the engine's thread, or no randomness.
+    #[error("the host cannot start the engine: {0}")]
+    Host(String),
+    /// It did not produce a token.
+    #[error("the self-test failed: {0}")]
+    SelfTest(String),
+}
+
+/// `appliance serve`: until a signal ends it.
+///
+/// # Errors
+/// Why it ended otherwise.
+pub fn serve(flags: &Flags) -> Result<(), Failure> {
+    let raw = flags.resolve()?;
+    if flags.print_config {
+        print!("{raw}");
+        return Ok(());
+    }
+    let settings = Resolved::parse(&raw)?;
+    log(&settings);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(EVENT_LOOP_THREADS)
+        .max_blocking_threads(BLOCKING_THREADS)
+        .thread_name("http")
+        .enable_all()
+        .build()?;
+    let ended = runtime.block_on(run(Arc::new(settings)));
+    // A load that was interrupted must not keep the process.
+    runtime.shutdown_background();
+    ended
+}
+
+/// Log lines and panics go to standard error, as the settings say.
+fn log(settings: &Resolved) {
+    let lines = tracing_subscriber::fmt()
+        .with_max_level(settings.log_level)
+        .with_target(false)
+        .with_writer(io::stderr);
+    let set = match settings.log_format {
+        LogFormat::Human => {
+            let lines = lines.with_ansi(io::stderr().is_terminal());
+            tracing::subscriber::set_global_default(lines.finish())
+        }
+        LogFormat::Json => {
+            let lines = lines.json().flatten_event(true);
+            tracing::subscriber::set_global_default(lines.finish())
+        }
+    };
+    debug_assert!(set.is_ok(), "logging is set up once");
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+}
+
+async fn run(settings: Arc<Resolved>) -> Result<(), Failure> {
+    let start = Instant::now();
+    let mut signals = Signals::take()?;
+    let address = settings.listen;
+    let listener =
+        (TcpListener::bind(address).await).map_err(|why| Failure::Listen { address, why })?;
+    let address = listener.local_addr()?;
+    let (model, name) = (settings.model.to_string(), name(&settings));
+    tracing::info!(%address, model, "listening; loading the model");
+
+    let metrics = Metrics::new(&name);
+    metrics.phase("loading");
+    tokio::spawn(metrics.clone().keep_rendered());
+    let (phase, view) = watch::channel(Phase::Loading("the model is being loaded".to_owned()));
+    let pulse = Arc::new(Pulse::new());
+    let context = api::Context {
+        health: Health::with_pulse(view, Arc::clone(&pulse)),
+        metrics: metrics.clone(),
+        settings: Arc::clone(&settings),
+    };
+    let http = http::Server::start(listener, api::router(context), &settings, metrics.clone());
+
+    let ready = tokio::select! {
+        ready = ready(&settings, &name, &metrics, pulse) => ready,
+        () = signals.next() => return Ok(()),
+    };
+    let Ready { served, mailbox } = ready.map_err(|why| Failure::Model { model, why })?;
+    metrics.phase("ready");
+    phase.send_replace(Phase::Ready(Arc::clone(&served)));
+    announce(address, &served, start.elapsed());
+
+    tokio::select! {
+        ended = mailbox.ended() => {
+            let lost = ended.err().unwrap_or_else(|| Lost(engine::Cause("the engine ended".to_owned())));
+            metrics.phase("failed");
+            drain::fail(&lost, &phase, http).await;
+            Err(lost.into())
+        }
+        () = signals.next() => {
+            metrics.phase("draining");
+            let grace = settings.grace;
+            drain::drain(served, &mailbox, &phase, http, grace, &mut signals).await?;
+            tracing::info!("drained");
+            Ok(())
+        }
+    }
+}
+
+/// The model's name in the API.
+fn name(settings: &Resolved) -> String {
+    let name = settings.served_model_name.clone();
+    name.unwrap_or_else(|| settings.model.name())
+}
+
+fn announce(address: SocketAddr, served: &Served, took: Duration) {
+    let seconds = took.as_secs_f64();
+    tracing::info!(%address, model = served.name, seconds, "ready");
+    tracing::info!(
+        "try: curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \
+         -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}}],\"stream\":true}}'"
+    );
+}
+
+/// A model that has produced a token, and the engine it runs on.
+struct Ready {
+    served: Arc<Served>,
+    mailbox: Mailbox,
+}
+
+/// Loads the model off the event loop and has it produce a token.
+async fn ready(
+    settings: &Arc<Resolved>,
+    name: &str,
+    metrics: &Metrics,
+    pulse: Arc<Pulse>,
+) -> Result<Ready, LoadError> {
+    let loading = {
+        let (settings, name) = (Arc::clone(settings), name.to_owned());
+        let metrics = metrics.clone();
+        tokio::task::spawn_blocking(move || load(&settings, name, metrics, pulse))
+    };
+    let loaded = loading.await;
+    let (ready, profile) = loaded.map_err(|error| LoadError::Host(error.to_string()))??;
+    self_test(&ready.served).await?;
+    metrics.serve(ready.served.context, &profile);
+    Ok(ready)
+}
+
+/// From the model's source to an engine that turns.
+fn load(
+    settings: &Resolved,
+    name: String,
+    metrics: Metrics,
+    pulse: Arc<Pulse>,
+) -> Result<(Ready, Profile), LoadError> {
+    let dir = settings.model.local(&hub(settings))?;
+    let decoder = Decoder::open(&dir)?;
+    let defaults = GenerationDefaults::open(&dir)?;
+    let tokenizer = Tokenizer::open(&dir)?;
+    let template = Template::open(&dir)?;
+    let weights = Weights::open(&dir, &decoder)?;
+    let demand = demand(settings, &decoder)?;
+    let device = drivers::open(
+        settings.backend,
+        settings.dtype,
+        &decoder,
+        &weights,
+        &demand,
+    )?;
+    let profile = device.profile().clone();
+    let limits = limits(settings, &demand, &profile);
+    let context = limits.context;
+    let mut secret = [0; 16];
+    getrandom::fill(&mut secret).map_err(|error| LoadError::Host(error.to_string()))?;
+    let mailbox = engine_thread::start(device, limits, secret, metrics, pulse)
+        .map_err(|error| LoadError::Host(error.to_string()))?;
+    let mut eos: Vec<TokenId> = defaults.eos.iter().copied().map(TokenId).collect();
+    eos.sort_unstable();
+    eos.dedup();
+    let generator = Generator::new(
+        mailbox.clone(),
+        tokenizer.clone(),
+        eos.clone().into(),
+        settings.request_timeout,
+    );
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    let served = Served {
+        name,
+        created: since_epoch.unwrap_or_default().as_secs(),
+        context,
+        vocabulary: profile.vocabulary,
+        candidates: profile.candidates,
+        eos,
+        defaults,
+        tokenizer,
+        template,
+        generator,
+    };
+    let served = Arc::new(served);
+    Ok((Ready { served, mailbox }, profile))
+}
+
+fn hub(settings: &Resolved) -> Hub {
+    Hub {
+        endpoint: settings.hub_endpoint.clone(),
+        token: settings.hub_token.clone(),
+        cache: settings.cache_dir.clone().unwrap_or_else(|| {
+            let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
+            home("HF_HOME")
+                .or_else(|| Some(home("HOME")?.join(".cache/huggingface")))
+                .unwrap_or_else(std::env::temp_dir)
+                .join("hub")
+        }),
+    }
+}
+
+/// What the settings want of a device for this model.
+fn demand(settings: &Resolved, decoder: &Decoder) -> Result<Demand, LoadError> {
+    let most = decoder.context;
+    let asked = settings.max_context.map_or(most, |context| context.get());
+    if asked > most {
+        return Err(LoadError::Context { asked, most });
+    }
+    Ok(Demand {
+        context: asked,
+        rows: settings.max_running.get(),
+        step_tokens: settings.step_tokens.get(),
+        kv_tokens: settings.kv_tokens,
+        cores: settings.cores.map(|cores| cores.get()),
+    })
+}
+
+/// What the engine takes on, on a device with this profile.
+fn limits(settings: &Resolved, demand: &Demand, profile: &Profile) -> Limits {
+    let held = u64::from(profile.pages) * u64::from(profile.page_tokens);
+    let held = u32::try_from(held).unwrap_or(u32::MAX);
+    Limits {
+        queued_requests: settings.max_queue,
+        queued_tokens: settings.max_queue_tokens,
+        running: demand.rows,
+        context: demand.context.min(profile.context.most()).min(held),
+        step_tokens: demand.step_tokens,
+        step_time: settings.step_time,
+    }
+}
+
+/// One token through the real path: what a client would be told is what is tested.
+async fn self_test(served: &Served) -> Result<(), LoadError> {
+    let failed = |why: String| LoadError::SelfTest(why);
+    let prompt = served.tokenizer.encode("Hello", true)?;
+    let prompt = match prompt.is_empty() {
+        true => vec![TokenId(0)],
+        false => prompt,
+    };
+    let answered = async {
+        let mut generation = (served.generator.start(greeting(prompt)).await)
+            .map_err(|refusal: Refusal| failed(refusal.to_string()))?;
+        let mut tokens = 0;
+        while let Some(piece) = generation.next().await {
+            match piece {
+                Piece::Token { .. } => tokens += 1,
+                Piece::Finished {
+                    reason: Reason::Failed(why),
+                    ..
+                } => return Err(failed(why)),
+                _ => {}
+            }
+        }
+        match tokens {
+            0 => Err(failed("the model produced no token".to_owned())),
+            _ => Ok(()),
+        }
+    };
+    let answered = tokio::time::timeout(SELF_TEST, answered).await;
+    answered.map_err(|_| failed(format!("no token within {} s", SELF_TEST.as_secs())))?
+}
+
+/// Asks for one token after `prompt`, the most likely.
+fn greeting(prompt: Vec<TokenId>) -> Ask {
+    Ask {
+        arrived: Instant::now(),
+        request: Request {
+            prompt: prompt.into(),
+            choices: 1,
+            sampling: Sampling {
+                temperature: 0.0,
+                top_k: None,
+                top_p: 1.0,
+                min_p: 0.0,
+                penalties: Penalties {
+                    repetition: 1.0,
+                    presence: 0.0,
+                    frequency: 0.0,
+                },
+                bias: Arc::default(),
+                seed: 0,
+            },
+            stop: Stop {
+                tokens: Arc::default(),
+                min_tokens: 0,
+                max_tokens: 1,
+            },
+            logprobs: None,
+            prompt_logprobs: None,
+            constraint: Constraint::Free,
+            priority: 0,
+            deadline: None,
+            cache_salt: 0,
+        },
+        stops: Vec::new(),
+        include_stop: false,
+        skip_special: true,
+    }
+}

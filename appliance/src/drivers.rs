@@ -1,0 +1,186 @@
+//! The devices that this binary knows, in order of preference: the one place above the backends that
+//! names them.
+
+use engine::{Backend, Demand, Device};
+use model::{Decoder, Weights};
+
+use crate::config;
+
+/// Why no device was opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DriverError {
+    /// The device asked for cannot be used.
+    #[error("--backend {name}: {why}")]
+    Absent {
+        /// Its name.
+        name: &'static str,
+        /// What is missing.
+        why: String,
+    },
+    /// No device can be used at all.
+    #[error("there is no device to run on: {0}")]
+    None(String),
+    /// The device has no such number format.
+    #[error("--dtype {dtype}: the {name} backend has bf16 and f32")]
+    Precision {
+        /// The device's name.
+        name: &'static str,
+        /// The format asked for.
+        dtype: &'static str,
+    },
+    /// The device could not open the model.
+    #[error("the {name} backend cannot open the model: {why}")]
+    Open {
+        /// The device's name.
+        name: &'static str,
+        /// What it said.
+        why: String,
+    },
+}
+
+/// A device that may be there.
+struct Driver {
+    choice: config::Backend,
+    /// The device, or why it cannot be used.
+    probe: fn() -> Result<Device, &'static str>,
+    open: fn(&Decoder, &Weights, config::Precision, &Demand) -> Opened,
+}
+
+type Opened = Result<Box<dyn Backend>, DriverError>;
+
+/// All of them, the best first.
+const DRIVERS: [Driver; 3] = [
+    Driver {
+        choice: config::Backend::Neuron,
+        probe: || Err("this build has no driver for AWS Neuron devices; use auto or cpu"),
+        open: |_, _, _, _| Err(unopened(config::Backend::Neuron)),
+    },
+    Driver {
+        choice: config::Backend::Cuda,
+        probe: || Err("this build has no driver for NVIDIA GPUs; use auto or cpu"),
+        open: |_, _, _, _| Err(unopened(config::Backend::Cuda)),
+    },
+    Driver {
+        choice: config::Backend::Cpu,
+        probe: || cpu_backend::probe().ok_or("this processor lacks what the kernels need"),
+        open: open_cpu,
+    },
+];
+
+/// Opens a model on the device that `choice` names, or on the best that is there.
+///
+/// # Errors
+/// The device is not there, or cannot hold the model.
+pub fn open(
+    choice: config::Backend,
+    precision: config::Precision,
+    decoder: &Decoder,
+    weights: &Weights,
+    demand: &Demand,
+) -> Opened {
+    let (driver, device) = pick(&DRIVERS, choice)?;
+    tracing::info!(
+        backend = driver.choice.name(),
+        device = device.name,
+        cores = demand.cores.unwrap_or(device.cores),
+        memory_mib = device.memory >> 20,
+        "device found"
+    );
+    (driver.open)(decoder, weights, precision, demand)
+}
+
+/// The first driver that is wanted and whose device is there.
+fn pick(
+    drivers: &'static [Driver],
+    choice: config::Backend,
+) -> Result<(&'static Driver, Device), DriverError> {
+    let mut missing = Vec::new();
+    for driver in drivers {
+        let name = driver.choice.name();
+        match (driver.probe)() {
+            _ if choice != config::Backend::Auto && choice != driver.choice => {}
+            Ok(device) => return Ok((driver, device)),
+            Err(why) if choice == driver.choice => {
+                let why = why.to_owned();
+                return Err(DriverError::Absent { name, why });
+            }
+            Err(why) => missing.push(format!("{name}: {why}")),
+        }
+    }
+    Err(DriverError::None(missing.join("; ")))
+}
+
+fn open_cpu(
+    decoder: &Decoder,
+    weights: &Weights,
+    precision: config::Precision,
+    demand: &Demand,
+) -> Opened {
+    let name = config::Backend::Cpu.name();
+    let precision = match precision {
+        config::Precision::Auto | config::Precision::Bf16 => cpu_backend::Precision::Bf16,
+        config::Precision::F32 => cpu_backend::Precision::F32,
+        config::Precision::Fp8 | config::Precision::Int8 => {
+            let dtype = precision.name();
+            return Err(DriverError::Precision { name, dtype });
+        }
+    };
+    match cpu_backend::open(decoder, weights, precision, demand) {
+        Ok(cpu) => Ok(Box::new(cpu)),
+        Err(error) => Err(DriverError::Open {
+            name,
+            why: error.to_string(),
+        }),
+    }
+}
+
+/// What a device that is never found says if it is opened all the same.
+fn unopened(choice: config::Backend) -> DriverError {
+    DriverError::Absent {
+        name: choice.name(),
+        why: "this build has no driver for it".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn device() -> Device {
+        Device {
+            name: "test".into(),
+            memory: 1,
+            cores: 1,
+        }
+    }
+
+    fn driver(choice: config::Backend, probe: fn() -> Result<Device, &'static str>) -> Driver {
+        Driver {
+            choice,
+            probe,
+            open: |_, _, _, _| Err(unopened(config::Backend::Cpu)),
+        }
+    }
+
+    #[track_caller]
+    fn check(choice: config::Backend, picked: Result<&str, &str>) {
+        let drivers = Box::leak(Box::new([
+            driver(config::Backend::Neuron, || Err("none")),
+            driver(config::Backend::Cuda, || Ok(device())),
+            driver(config::Backend::Cpu, || Ok(device())),
+        ]));
+        let found = pick(drivers, choice).map(|(driver, _)| driver.choice.name());
+        let found = found.map_err(|error| error.to_string());
+        assert_eq!(
+            found.as_ref().map(|name| *name).map_err(String::as_str),
+            picked
+        );
+    }
+
+    #[test]
+    fn auto_takes_the_best_that_is_there_and_a_name_takes_that_or_nothing() {
+        check(config::Backend::Auto, Ok("cuda"));
+        check(config::Backend::Cpu, Ok("cpu"));
+        check(config::Backend::Neuron, Err("--backend neuron: none"));
+    }
+}
