@@ -1,6 +1,7 @@
 //! `POST /v1/chat/completions`: a conversation in, the assistant's next message out.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -18,7 +19,7 @@ use super::manner::Manner;
 use super::params::{Dialect, Params, WITHOUT_EFFECT};
 use super::run::{End, Output, Part};
 use super::sse::{self, Chunks, Events, Head};
-use super::trace::RequestId;
+use super::trace::Arrival;
 use super::usage::Usage;
 use super::{Api, run};
 use crate::generation::Ask;
@@ -64,13 +65,13 @@ struct Chat {
 /// Answers a chat.
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
-    Extension(id): Extension<RequestId>,
+    Extension(arrival): Extension<Arrival>,
     JsonBody(body): JsonBody,
 ) -> Result<Response, ApiError> {
     let served = api.served()?;
     let parsed = {
-        let (api, served) = (api.clone(), served.clone());
-        move || Chat::parse(&body, served, &api)
+        let (api, served, at) = (api.clone(), served.clone(), arrival.at);
+        move || Chat::parse(&body, served, &api, at)
     };
     let Chat {
         ask,
@@ -80,7 +81,7 @@ pub(super) async fn create(
     let headers = manner.headers();
     let prompt = ask.request.prompt.clone();
     let run = api.start(&served, vec![ask], "messages").await?;
-    let id = format!("chatcmpl-{id}");
+    let id = format!("chatcmpl-{}", arrival.id);
     let teller = Teller { manner, logprobs };
     let response = match teller.manner.stream {
         true => teller.stream(run, &id, &prompt).await?,
@@ -91,7 +92,12 @@ pub(super) async fn create(
 
 impl Chat {
     /// Reads a body and tokenises its prompt. Not for the event loop.
-    fn parse(body: &[u8], served: Arc<Served>, api: &Api) -> Result<Self, ApiError> {
+    fn parse(
+        body: &[u8],
+        served: Arc<Served>,
+        api: &Api,
+        arrived: Instant,
+    ) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         for (name, harmless, advice) in REFUSED {
             fields.refuse(name, harmless, advice)?;
@@ -106,7 +112,7 @@ impl Chat {
         let text = conversation.render(&served)?;
         let special = params.add_special_tokens.unwrap_or(false);
         let prompt = served.tokenizer.encode(&text, special)?;
-        let dialect = chat.dialect(&params, logprobs, api);
+        let dialect = chat.dialect(&params, logprobs, api, arrived);
         let ask = params.ask(&super::facts(&served), &dialect, prompt)?;
         Ok(Self {
             ask,
@@ -145,12 +151,19 @@ impl ChatFields {
         }
     }
 
-    fn dialect(&self, params: &Params, logprobs: Option<u32>, api: &Api) -> Dialect {
+    fn dialect(
+        &self,
+        params: &Params,
+        logprobs: Option<u32>,
+        api: &Api,
+        arrived: Instant,
+    ) -> Dialect {
         let limit = match self.max_completion_tokens {
             Some(_) => "max_completion_tokens",
             None => "max_tokens",
         };
         Dialect {
+            arrived,
             prompt: "messages",
             limit,
             max_tokens: self

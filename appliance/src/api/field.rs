@@ -367,6 +367,16 @@ pub(super) enum Prompts {
     Tokens(Vec<Vec<u32>>),
 }
 
+impl Prompts {
+    /// How many.
+    pub(super) fn count(&self) -> usize {
+        match self {
+            Self::Texts(texts) => texts.len(),
+            Self::Tokens(lists) => lists.len(),
+        }
+    }
+}
+
 impl Field for Prompts {
     fn allowed() -> String {
         format!("a text, a list of token ids, or a list of 1 to {PROMPTS} of either")
@@ -377,11 +387,7 @@ impl Field for Prompts {
             [b'"', ..] => Self::Texts(vec![read(json)?]),
             _ => list_of_prompts(json)?,
         };
-        let empty = match &prompts {
-            Self::Texts(texts) => texts.is_empty(),
-            Self::Tokens(prompts) => prompts.is_empty(),
-        };
-        (!empty).then_some(prompts)
+        (prompts.count() > 0).then_some(prompts)
     }
 
     fn schema() -> Schema {

@@ -80,8 +80,9 @@ pub(super) struct TextLogprobs {
 
 impl TextLogprobs {
     /// Adds a token whose text begins `offset` letters into the choice's text, and moves `offset`
-    /// past it. The first token of a prompt has no log-probability.
-    pub(super) fn push(&mut self, names: &Names, offset: &mut u64, scored: &Scored) {
+    /// past it; `most` of the likeliest in its place are told. The first token of a prompt has no
+    /// log-probability.
+    pub(super) fn push(&mut self, names: &Names, most: u32, offset: &mut u64, scored: &Scored) {
         self.text_offset.push(*offset);
         *offset += names.tokenizer.token_text(scored.token).chars().count() as u64;
         self.tokens.push(names.of(scored.token));
@@ -91,6 +92,7 @@ impl TextLogprobs {
             let others = scored
                 .top
                 .iter()
+                .take(most as usize)
                 .copied()
                 .filter(|(token, _)| *token != scored.token);
             Pairs::new(names, std::iter::once(own).chain(others))

@@ -2,6 +2,7 @@
 
 mod body;
 mod chat;
+mod completions;
 mod conversation;
 mod error;
 mod field;
@@ -12,6 +13,7 @@ mod params;
 mod probes;
 mod run;
 mod sse;
+mod tokenize;
 mod trace;
 mod usage;
 
@@ -52,6 +54,9 @@ pub fn router(context: Context) -> Router {
     let api = Arc::new(Api::new(context));
     Router::new()
         .route("/v1/chat/completions", post(chat::create))
+        .route("/v1/completions", post(completions::create))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*name}", get(models::retrieve))
         .route("/health", get(probes::health))

@@ -128,6 +128,8 @@ pub(super) struct Facts<'a> {
 /// What a dialect has to say beside [`Params`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Dialect {
+    /// When the request arrived.
+    pub(super) arrived: Instant,
     /// The field that holds the prompt.
     pub(super) prompt: &'static str,
     /// The field that limits the output, as the client wrote it.
@@ -197,7 +199,7 @@ impl Params {
             cache_salt: dialect.cache_salt,
         };
         Ok(Ask {
-            arrived: Instant::now(),
+            arrived: dialect.arrived,
             request,
             stops: self
                 .stop
@@ -319,7 +321,11 @@ fn or(said: Option<f32>, models: Option<f32>, otherwise: f32) -> f32 {
 
 impl Facts<'_> {
     /// Refuses ids that are no tokens.
-    fn known(&self, param: &str, mut ids: impl Iterator<Item = u32>) -> Result<(), ApiError> {
+    pub(super) fn known(
+        &self,
+        param: &str,
+        mut ids: impl Iterator<Item = u32>,
+    ) -> Result<(), ApiError> {
         let vocabulary = self.vocabulary;
         ids.find(|id| *id >= vocabulary).map_or(Ok(()), |id| {
             let message = format!(

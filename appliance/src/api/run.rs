@@ -22,6 +22,8 @@ pub(super) struct Run {
     choices: u32,
     /// Continuations that have not ended.
     open: u32,
+    /// Nothing that is produced is told or counted.
+    muted: bool,
     usage: Usage,
 }
 
@@ -92,8 +94,14 @@ impl Run {
             begun: vec![false; prompts],
             choices,
             open: choices.saturating_mul(u32::try_from(prompts).unwrap_or(u32::MAX)),
+            muted: false,
             usage: Usage::of_prompts(tokens),
         })
+    }
+
+    /// Tells of the prompts only: every continuation ends without a token.
+    pub(super) fn mute(&mut self) {
+        self.muted = true;
     }
 
     /// How many continuations it has.
@@ -146,6 +154,7 @@ impl Run {
                 return Ok(None);
             }
             Piece::Prompt(scored) => Part::Prompt { prompt, scored },
+            Piece::Token { .. } if self.muted => return Ok(None),
             Piece::Token {
                 choice,
                 text,
@@ -166,8 +175,14 @@ impl Run {
             } => {
                 let index = index(choice);
                 self.open -= 1;
-                let end = End::new(reason)?;
-                Part::End { index, text, end }
+                match (End::new(reason)?, self.muted) {
+                    (end, false) => Part::End { index, text, end },
+                    (_, true) => Part::End {
+                        index,
+                        text: String::new(),
+                        end: End::Length,
+                    },
+                }
             }
         }))
     }

@@ -1,0 +1,417 @@
+//! `POST /v1/completions`: prompts in, how they go on out.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use engine::{Scored, TokenId};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::Api;
+use super::body::{Fields, JsonBody, fields};
+use super::error::ApiError;
+use super::field::{Prompts, Whole};
+use super::logprobs::{PromptLogprobs, TextLogprobs};
+use super::manner::Manner;
+use super::params::{Dialect, Params, WITHOUT_EFFECT};
+use super::run::{End, Output, Part, Run};
+use super::sse::{self, Chunks, Events, Head};
+use super::trace::Arrival;
+use super::usage::Usage;
+use crate::generation::Ask;
+use crate::served::Served;
+
+fields! {
+    /// What only a completion takes.
+    CompletionFields {
+        /// What to go on from.
+        prompt: Prompts,
+        /// Begin the text with the prompt.
+        echo: bool,
+        /// Tell how likely each token was, and this many of the likeliest in its place.
+        logprobs: Whole<0, 5>,
+        /// No other value than n is served.
+        best_of: Whole<1, 128>,
+    }
+}
+
+/// How many tokens a completion has if the client does not say: OpenAI's number.
+const MAX_TOKENS: u32 = 16;
+/// How many continuations a request may ask for, all prompts together.
+const CONTINUATIONS: usize = 1024;
+
+/// A completion, ready to run.
+struct Completion {
+    asks: Vec<Ask>,
+    teller: Teller,
+    /// Only the prompts are wanted: nothing that is produced is told.
+    muted: bool,
+}
+
+/// Answers a completion.
+pub(super) async fn create(
+    State(api): State<Arc<Api>>,
+    Extension(arrival): Extension<Arrival>,
+    JsonBody(body): JsonBody,
+) -> Result<Response, ApiError> {
+    let served = api.served()?;
+    let parsed = {
+        let (api, served, at) = (api.clone(), served.clone(), arrival.at);
+        move || Completion::parse(&body, served, &api, at)
+    };
+    let Completion {
+        asks,
+        teller,
+        muted,
+    } = api.text_work(parsed).await?;
+    let headers = teller.manner.headers();
+    let mut run = api.start(&served, asks, "prompt").await?;
+    if muted {
+        run.mute();
+    }
+    let id = format!("cmpl-{}", arrival.id);
+    let response = match teller.manner.stream {
+        true => teller.stream(run, &id).await?,
+        false => teller.whole(run, &id).await?,
+    };
+    Ok((headers, response).into_response())
+}
+
+impl Completion {
+    /// Reads a body and tokenises its prompts. Not for the event loop.
+    fn parse(
+        body: &[u8],
+        served: Arc<Served>,
+        api: &Api,
+        arrived: Instant,
+    ) -> Result<Self, ApiError> {
+        let mut fields = Fields::parse(body)?;
+        let advice = "leave it out: this model only goes on from a prompt";
+        fields.refuse("suffix", &["\"\""], advice)?;
+        let params = Params::parse(&mut fields)?;
+        let completion = CompletionFields::take(&mut fields)?;
+        super::check_model(params.model.as_deref(), &served)?;
+        let echo = completion.echo.unwrap_or(false);
+        let muted = echo && params.max_tokens == Some(Whole(0));
+        let facts = super::facts(&served);
+        let mut prompts = Vec::new();
+        let mut asks = Vec::new();
+        for Given { text, tokens } in completion.prompts(&params, &served)? {
+            let dialect = completion.dialect(&params, muted, api, arrived);
+            let given = tokens.len();
+            let ask = params.ask(&facts, &dialect, tokens)?;
+            let tokens = ask.request.prompt.clone();
+            let whole = text.filter(|_| tokens.len() == given);
+            let decoded = || served.tokenizer.decode(&tokens, params.skip_special());
+            let echo = echo.then(|| whole.unwrap_or_else(decoded));
+            prompts.push(Prompt { tokens, echo });
+            asks.push(ask);
+        }
+        let teller = Teller {
+            prompts,
+            choices: params.choices(),
+            logprobs: completion.logprobs.map(Whole::count),
+            prompt_logprobs: params.prompt_logprobs.is_some(),
+            manner: Manner::new(&params, served, fields.ignored(WITHOUT_EFFECT)),
+        };
+        Ok(Self {
+            asks,
+            teller,
+            muted,
+        })
+    }
+}
+
+/// A prompt as it was given: its tokens, and its text if it came as text.
+struct Given {
+    text: Option<String>,
+    tokens: Vec<TokenId>,
+}
+
+impl Given {
+    fn text(text: String, served: &Served, special: bool) -> Result<Self, ApiError> {
+        Ok(Self {
+            tokens: served.tokenizer.encode(&text, special)?,
+            text: Some(text),
+        })
+    }
+
+    fn tokens(ids: &[u32]) -> Self {
+        Self {
+            tokens: ids.iter().copied().map(TokenId).collect(),
+            text: None,
+        }
+    }
+}
+
+impl CompletionFields {
+    /// The prompts, tokenised, after what is easier to refuse.
+    fn prompts(&self, params: &Params, served: &Served) -> Result<Vec<Given>, ApiError> {
+        let choices = params.choices();
+        if self
+            .best_of
+            .is_some_and(|best_of| best_of.count() != choices)
+        {
+            let message = format!(
+                "`best_of` must be `n`, which is {choices}: ask for more with `n` and choose."
+            );
+            return Err(ApiError::invalid("best_of", message));
+        }
+        let missing = || ApiError::invalid("prompt", "`prompt` is missing.");
+        let prompts = self.prompt.as_ref().ok_or_else(missing)?;
+        let count = prompts.count();
+        if count * choices as usize > CONTINUATIONS {
+            let message = format!(
+                "`n` is {choices}, but {count} prompts times `n` must be at most {CONTINUATIONS}."
+            );
+            return Err(ApiError::invalid("n", message));
+        }
+        let special = params.add_special_tokens.unwrap_or(true);
+        match prompts {
+            Prompts::Texts(texts) => {
+                let given = |text: &String| Given::text(text.clone(), served, special);
+                texts.iter().map(given).collect()
+            }
+            Prompts::Tokens(lists) => Ok(lists.iter().map(|list| Given::tokens(list)).collect()),
+        }
+    }
+
+    fn dialect(&self, params: &Params, muted: bool, api: &Api, arrived: Instant) -> Dialect {
+        let logprobs = self.logprobs.map(Whole::count);
+        let echoed = logprobs.filter(|_| self.echo == Some(true));
+        Dialect {
+            arrived,
+            prompt: "prompt",
+            limit: "max_tokens",
+            // What is muted still has to run.
+            max_tokens: params
+                .max_tokens
+                .map(|most| if muted { 1 } else { most.count() }),
+            default_max_tokens: Some(MAX_TOKENS),
+            logprobs,
+            prompt_logprobs: params.prompt_logprobs.map(Whole::count).max(echoed),
+            random: api.draw(),
+            cache_salt: api.cache_salt(params.cache_salt.as_deref()),
+        }
+    }
+}
+
+/// A prompt as it runs.
+struct Prompt {
+    tokens: Arc<[TokenId]>,
+    /// Its text, if each answer is to begin with it.
+    echo: Option<String>,
+}
+
+impl Prompt {
+    /// All its tokens, of which `scored` are those after the first.
+    fn scored(&self, scored: Option<&[Scored]>) -> Vec<Scored> {
+        let first = self.tokens.first().map(|token| Scored {
+            token: *token,
+            logprob: None,
+            top: Vec::new(),
+        });
+        let rest = scored.unwrap_or_default().iter().cloned();
+        first.into_iter().chain(rest).collect()
+    }
+}
+
+/// Tells the answer as the client wants it.
+struct Teller {
+    manner: Manner,
+    prompts: Vec<Prompt>,
+    /// Continuations of each prompt.
+    choices: u32,
+    /// How many of the likeliest tokens to tell of.
+    logprobs: Option<u32>,
+    /// Whether to tell of those in the prompt, apart from echo.
+    prompt_logprobs: bool,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    #[serde(flatten)]
+    head: Head<'a>,
+    choices: Vec<Choice<'a>>,
+    usage: Usage,
+}
+
+/// A choice, whole or in a chunk.
+#[derive(Serialize)]
+struct Choice<'a> {
+    index: u32,
+    text: Cow<'a, str>,
+    logprobs: Option<TextLogprobs>,
+    finish_reason: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stop_reason: Option<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_logprobs: Option<PromptLogprobs<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_token_ids: Option<Vec<u32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<u32>>,
+}
+
+impl<'a> Choice<'a> {
+    fn new(index: u32, text: Cow<'a, str>) -> Self {
+        Self {
+            index,
+            text,
+            logprobs: None,
+            finish_reason: None,
+            stop_reason: None,
+            prompt_logprobs: None,
+            prompt_token_ids: None,
+            token_ids: None,
+        }
+    }
+
+    fn ended(self, end: &End) -> Self {
+        Self {
+            finish_reason: Some(end.finish_reason()),
+            stop_reason: Some(end.stop_reason()),
+            ..self
+        }
+    }
+}
+
+impl Teller {
+    /// The prompt of the choice `index`.
+    fn prompt(&self, index: u32) -> (usize, &Prompt) {
+        let prompt = (index / self.choices) as usize;
+        (prompt, &self.prompts[prompt])
+    }
+
+    /// The log-probabilities of `scored`, whose text begins at `offset` of the choice's.
+    fn logprobs(&self, offset: &mut u64, scored: &[Scored]) -> Option<TextLogprobs> {
+        let most = self.logprobs?;
+        let mut logprobs = TextLogprobs::default();
+        for scored in scored {
+            logprobs.push(&self.manner.names, most, offset, scored);
+        }
+        Some(logprobs)
+    }
+
+    async fn whole(self, run: Run, id: &str) -> Result<Response, ApiError> {
+        let whole = run.whole().await?;
+        let choice = |(index, output)| {
+            let (prompt, _) = self.prompt(index);
+            self.choice(index, output, whole.prompts[prompt].as_deref())
+        };
+        let body = Body {
+            head: self.manner.head(id, "text_completion"),
+            choices: (0..).zip(&whole.outputs).map(choice).collect(),
+            usage: whole.usage,
+        };
+        Ok(Json(body).into_response())
+    }
+
+    /// A whole choice. `scored` are its prompt's tokens after the first.
+    fn choice<'a>(
+        &'a self,
+        index: u32,
+        output: &'a Output,
+        scored: Option<&'a [Scored]>,
+    ) -> Choice<'a> {
+        let (_, prompt) = self.prompt(index);
+        let mut told = Vec::new();
+        let mut text = Cow::Borrowed(&output.text[..]);
+        if let Some(echo) = &prompt.echo {
+            told = prompt.scored(scored);
+            text = Cow::Owned(format!("{echo}{text}"));
+        }
+        told.extend_from_slice(&output.scored);
+        let names = &self.manner.names;
+        let prompt_logprobs = scored.filter(|_| self.prompt_logprobs);
+        let choice = Choice {
+            logprobs: self.logprobs(&mut 0, &told),
+            prompt_logprobs: prompt_logprobs.map(|scored| PromptLogprobs { names, scored }),
+            prompt_token_ids: self.manner.ids(&prompt.tokens),
+            token_ids: self.manner.scored_ids(&output.scored),
+            ..Choice::new(index, text)
+        };
+        match &output.end {
+            Some(end) => choice.ended(end),
+            None => choice,
+        }
+    }
+
+    async fn stream(self, run: Run, id: &str) -> Result<Response, ApiError> {
+        let events = self.manner.events(&self.manner.head(id, "text_completion"));
+        let chunks = TextChunks {
+            begun: vec![false; run.outputs()],
+            offsets: vec![0; run.outputs()],
+            scored: vec![None; self.prompts.len()],
+            teller: self,
+        };
+        sse::answer(run, chunks, events).await
+    }
+}
+
+/// A completion's chunks: the prompt if it is echoed, then a chunk a token, then why it ended.
+struct TextChunks {
+    teller: Teller,
+    /// For each choice, whether anything was told.
+    begun: Vec<bool>,
+    /// For each choice, the letters told.
+    offsets: Vec<u64>,
+    /// For each prompt, its tokens after the first, once they are scored.
+    scored: Vec<Option<Vec<Scored>>>,
+}
+
+impl TextChunks {
+    /// Tells what comes before the first token of a choice, and gives the ids of the prompt if the
+    /// next chunk is the one to tell them.
+    fn begin(&mut self, index: u32, events: &mut Events) -> Option<Vec<u32>> {
+        if std::mem::replace(&mut self.begun[index as usize], true) {
+            return None;
+        }
+        let (number, prompt) = self.teller.prompt(index);
+        let ids = self.teller.manner.ids(&prompt.tokens);
+        let Some(echo) = &prompt.echo else { return ids };
+        let scored = prompt.scored(self.scored[number].as_deref());
+        let offset = &mut self.offsets[index as usize];
+        events.chunk(&Choice {
+            logprobs: self.teller.logprobs(offset, &scored),
+            prompt_token_ids: ids,
+            ..Choice::new(index, echo.into())
+        });
+        None
+    }
+}
+
+impl Chunks for TextChunks {
+    fn write(&mut self, part: Part, events: &mut Events) {
+        match part {
+            Part::Prompt { prompt, scored } => self.scored[prompt as usize] = Some(scored),
+            Part::Token {
+                index,
+                text,
+                scored,
+            } => {
+                let prompt_token_ids = self.begin(index, events);
+                let scored = std::slice::from_ref(&scored);
+                let offset = &mut self.offsets[index as usize];
+                events.chunk(&Choice {
+                    logprobs: self.teller.logprobs(offset, scored),
+                    token_ids: self.teller.manner.scored_ids(scored),
+                    prompt_token_ids,
+                    ..Choice::new(index, text.into())
+                });
+            }
+            Part::End { index, text, end } => {
+                let prompt_token_ids = self.begin(index, events);
+                let choice = Choice {
+                    prompt_token_ids,
+                    ..Choice::new(index, text.into())
+                };
+                events.chunk(&choice.ended(&end));
+            }
+        }
+    }
+}
