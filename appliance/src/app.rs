@@ -38,6 +38,12 @@ const BLOCKING_THREADS: usize = 8;
 /// How long the model may take to produce its first token.
 const SELF_TEST: Duration = Duration::from_secs(60);
 
+/// Exit code of a command line or settings that are no use (`EX_USAGE` of sysexits.h).
+pub const USAGE: u8 = 64;
+
+/// Exit code of a lost device (`EX_SOFTWARE`).
+const LOST: u8 = 70;
+
 /// Why a server ended, or never began.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
@@ -70,12 +76,12 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// 64 (`EX_USAGE`) where starting again with the same settings is no use, 70 (`EX_SOFTWARE`)
-    /// where the device is lost, 1 where the host may be better next time.
+    /// [`USAGE`] where starting again with the same settings is no use, 70 where the device is lost,
+    /// 1 where the host may be better next time.
     pub fn code(&self) -> ExitCode {
         match self {
-            Self::Config(_) | Self::Model { .. } => 64.into(),
-            Self::Lost(_) => 70.into(),
+            Self::Config(_) | Self::Model { .. } => USAGE.into(),
+            Self::Lost(_) => LOST.into(),
             Self::Listen { .. } | Self::Host(_) => ExitCode::FAILURE,
         }
     }
@@ -126,9 +132,11 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
     let raw = flags.resolve()?;
     if flags.print_config {
         print!("{raw}");
-        return Ok(());
     }
     let settings = Resolved::parse(&raw)?;
+    if flags.print_config {
+        return Ok(());
+    }
     log(&settings);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(EVENT_LOOP_THREADS)
@@ -257,6 +265,7 @@ fn load(
     metrics: Metrics,
     pulse: Arc<Pulse>,
 ) -> Result<(Ready, Profile), LoadError> {
+    let driver = drivers::find(settings.backend)?;
     let dir = settings.model.local(&hub(settings))?;
     let decoder = Decoder::open(&dir)?;
     let defaults = GenerationDefaults::open(&dir)?;
@@ -264,13 +273,7 @@ fn load(
     let template = Template::open(&dir)?;
     let weights = Weights::open(&dir, &decoder)?;
     let demand = demand(settings, &decoder)?;
-    let device = drivers::open(
-        settings.backend,
-        settings.dtype,
-        &decoder,
-        &weights,
-        &demand,
-    )?;
+    let device = driver.open(settings.dtype, &decoder, &weights, &demand)?;
     let profile = device.profile().clone();
     let limits = limits(settings, &demand, &profile);
     let context = limits.context;

@@ -39,11 +39,12 @@ pub enum DriverError {
 }
 
 /// A device that may be there.
+#[derive(Debug)]
 struct Driver {
     choice: config::Backend,
     /// The device, or why it cannot be used.
     probe: fn() -> Result<Device, &'static str>,
-    open: fn(&Decoder, &Weights, config::Precision, &Demand) -> Opened,
+    open: fn(config::Precision, &Decoder, &Weights, &Demand) -> Opened,
 }
 
 type Opened = Result<Box<dyn Backend>, DriverError>;
@@ -67,26 +68,42 @@ const DRIVERS: [Driver; 3] = [
     },
 ];
 
-/// Opens a model on the device that `choice` names, or on the best that is there.
+/// The driver of the device that `choice` names, or of the best that is there.
 ///
 /// # Errors
-/// The device is not there, or cannot hold the model.
-pub fn open(
-    choice: config::Backend,
-    precision: config::Precision,
-    decoder: &Decoder,
-    weights: &Weights,
-    demand: &Demand,
-) -> Opened {
+/// The device is not there.
+pub fn find(choice: config::Backend) -> Result<Found, DriverError> {
     let (driver, device) = pick(&DRIVERS, choice)?;
+    let memory_mib = device.memory >> 20;
+    let (backend, cores) = (driver.choice.name(), device.cores);
     tracing::info!(
-        backend = driver.choice.name(),
+        backend,
         device = device.name,
-        cores = demand.cores.unwrap_or(device.cores),
-        memory_mib = device.memory >> 20,
+        cores,
+        memory_mib,
         "device found"
     );
-    (driver.open)(decoder, weights, precision, demand)
+    Ok(Found(driver))
+}
+
+/// The driver of a device that is there.
+#[derive(Clone, Copy, Debug)]
+pub struct Found(&'static Driver);
+
+impl Found {
+    /// Opens a model on the device.
+    ///
+    /// # Errors
+    /// It cannot hold the model, or lacks the number format.
+    pub fn open(
+        self,
+        precision: config::Precision,
+        decoder: &Decoder,
+        weights: &Weights,
+        demand: &Demand,
+    ) -> Result<Box<dyn Backend>, DriverError> {
+        (self.0.open)(precision, decoder, weights, demand)
+    }
 }
 
 /// The first driver that is wanted and whose device is there.
@@ -111,9 +128,9 @@ fn pick(
 }
 
 fn open_cpu(
+    precision: config::Precision,
     decoder: &Decoder,
     weights: &Weights,
-    precision: config::Precision,
     demand: &Demand,
 ) -> Opened {
     let name = config::Backend::Cpu.name();

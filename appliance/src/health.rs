@@ -43,21 +43,16 @@ impl Health {
         Self { phase, pulse }
     }
 
-    /// The phase now. A server whose device is frozen has failed until it moves again.
+    /// The phase now.
     pub fn phase(&self) -> Phase {
-        match self.pulse.silence() {
-            Some(silence) if silence >= FROZEN => Phase::Failed(format!(
-                "the device has not finished a step for {} s",
-                silence.as_secs()
-            )),
-            _ => self.phase.borrow().clone(),
-        }
+        self.phase.borrow().clone()
     }
 
     /// Whether the process makes progress: false when work is in flight and no step has landed for
     /// [`FROZEN`], and when the device is lost.
     pub fn live(&self) -> bool {
-        !matches!(self.phase(), Phase::Failed(_))
+        let frozen = (self.pulse.silence()).is_some_and(|silence| silence >= FROZEN);
+        !frozen && !matches!(*self.phase.borrow(), Phase::Failed(_))
     }
 }
 

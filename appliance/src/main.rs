@@ -7,7 +7,11 @@ use appliance::cli::{Cli, Verb};
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    match Cli::parse().verb {
+    let verb = match Cli::try_parse() {
+        Ok(cli) => cli.verb,
+        Err(told) => return explained(&told),
+    };
+    match verb {
         Verb::Serve(flags) => match app::serve(&flags) {
             Ok(()) => ExitCode::SUCCESS,
             Err(failure) => ended(&failure, failure.code()),
@@ -15,6 +19,16 @@ fn main() -> ExitCode {
         Verb::Import(import) => done(import.run()),
         Verb::Pull(pull) => done(pull.run()),
         Verb::Bench(bench) => done(bench.run()),
+    }
+}
+
+/// Help was asked for, or is needed.
+fn explained(told: &clap::Error) -> ExitCode {
+    // Nobody is left to tell if this cannot be written.
+    told.print().ok();
+    match told.use_stderr() {
+        true => app::USAGE.into(),
+        false => ExitCode::SUCCESS,
     }
 }
 

@@ -1,7 +1,6 @@
 //! Bodies: a request's on its way in and an answer's on its way out, and how long each may take.
 
 use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
@@ -13,21 +12,30 @@ use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use tokio::time::Sleep;
 
 use super::connection::Answering;
-use super::tally::Inside;
+use super::tally::{Inside, Tally};
 
-/// A request's body on its way in, whose client may not pause for long. What is left of it when its
-/// reader has had enough goes back to where it came from.
+/// A request's body on its way in, whose client may not pause for long. What its reader leaves behind
+/// is found at the [`Door`].
 #[derive(Debug)]
 pub(super) struct Arriving {
     body: Option<Incoming>,
     idle: Duration,
     pause: Option<Pin<Box<Sleep>>>,
-    rest: Rest,
+    work: Option<Tally>,
+    door: Door,
 }
 
-/// Where the rest of a body goes that nobody read to its end.
+/// What is left of a body that nobody reads any more.
 #[derive(Clone, Default, Debug)]
-pub(super) struct Rest(Arc<Mutex<Option<Incoming>>>);
+pub(super) struct Door(Arc<Mutex<Left>>);
+
+#[derive(Default, Debug)]
+struct Left {
+    /// What nobody read.
+    rest: Option<Incoming>,
+    /// The request counts as work once its body has been read: until then it could be refused.
+    work: Option<Inside>,
+}
 
 /// A client stopped in the middle of a body.
 #[derive(Debug, thiserror::Error)]
@@ -35,15 +43,17 @@ pub(super) struct Rest(Arc<Mutex<Option<Incoming>>>);
 struct TooSlow(Duration);
 
 impl Arriving {
-    pub(super) fn new(body: Incoming, idle: Duration) -> (Self, Rest) {
-        let rest = Rest::default();
+    /// `work` counts the requests that ask for work, if this may be one.
+    pub(super) fn new(body: Incoming, idle: Duration, work: Option<Tally>) -> (Self, Door) {
+        let door = Door::default();
         let arriving = Self {
             body: Some(body),
             idle,
             pause: None,
-            rest: rest.clone(),
+            work,
+            door: door.clone(),
         };
-        (arriving, rest)
+        (arriving, door)
     }
 }
 
@@ -80,20 +90,28 @@ impl hyper::body::Body for Arriving {
 
 impl Drop for Arriving {
     fn drop(&mut self) {
-        let unread = self.body.take().filter(|body| !body.is_end_stream());
-        *self.rest.slot() = unread;
+        *self.door.left() = Left {
+            rest: self.body.take().filter(|body| !body.is_end_stream()),
+            work: self.work.take().map(|work| work.enter()),
+        };
     }
 }
 
-impl Rest {
-    fn slot(&self) -> MutexGuard<'_, Option<Incoming>> {
+impl Door {
+    fn left(&self) -> MutexGuard<'_, Left> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What counts this request as work.
+    pub(super) fn work(&self) -> Option<Inside> {
+        self.left().work.take()
     }
 
     /// Reads the rest and throws it away, up to `most` bytes and for at most `patience`: a client
     /// that sends all before it reads would else find its connection reset, and not the answer.
-    pub(super) async fn throw_away(self, most: u64, patience: Duration) {
-        let Some(mut body) = self.slot().take() else {
+    pub(super) async fn throw_away(&self, most: u64, patience: Duration) {
+        let rest = self.left().rest.take();
+        let Some(mut body) = rest else {
             return;
         };
         let all = async {
@@ -110,8 +128,7 @@ impl Rest {
     }
 }
 
-/// An answer's body on its way out: as long as it lives the request counts as being answered. A
-/// panic inside it ends this one answer.
+/// An answer's body on its way out: as long as it lives the request counts as being answered.
 #[derive(Debug)]
 pub(super) struct Outgoing {
     body: Body,
@@ -130,35 +147,19 @@ impl Outgoing {
     }
 }
 
-/// The panic of a body, as an error of it.
-#[derive(Debug, thiserror::Error)]
-#[error("the answer's body panicked")]
-pub(super) struct Panicked;
-
 impl hyper::body::Body for Outgoing {
     type Data = Bytes;
-    type Error = axum::BoxError;
+    type Error = axum::Error;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, axum::BoxError>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let this = self.get_mut();
         this.answering.taken();
-        let polled = catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.body).poll_frame(cx)));
-        match polled {
-            Ok(Poll::Ready(Some(Ok(frame)))) => {
-                this.answering.handed_out();
-                Poll::Ready(Some(Ok(frame)))
-            }
-            Ok(Poll::Ready(Some(Err(error)))) => Poll::Ready(Some(Err(error.into()))),
-            Ok(Poll::Ready(None)) => Poll::Ready(None),
-            Ok(Poll::Pending) => Poll::Pending,
-            Err(_panic) => {
-                this.body = Body::empty();
-                Poll::Ready(Some(Err(Panicked.into())))
-            }
-        }
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        this.answering.handed_out();
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {

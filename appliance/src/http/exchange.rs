@@ -1,10 +1,6 @@
-//! One request and its answer: a panic as a 500, and what is counted.
+//! One request and its answer: what is read of the one, and what is counted of the other.
 
-use std::future::poll_fn;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -13,9 +9,9 @@ use axum::extract::MatchedPath;
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_TYPE, EXPECT, HeaderValue};
+use hyper::header::EXPECT;
 use hyper::service::Service as _;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request};
 
 use super::Shared;
 use super::body::{Arriving, Outgoing};
@@ -27,7 +23,7 @@ const THROWING_AWAY: Duration = Duration::from_secs(10);
 /// How much of it, in body limits.
 const THROWN_AWAY: u64 = 4;
 
-/// Answers a request, whatever happens.
+/// Answers a request.
 pub(super) async fn answer(
     shared: &Shared,
     waiting: Arc<Waiting>,
@@ -36,13 +32,17 @@ pub(super) async fn answer(
     let start = Instant::now();
     let method = request.method().clone();
     let answering = waiting.begin();
-    let work = (method == Method::POST).then(|| shared.work.enter());
+    let work = (method == Method::POST).then(|| shared.work.clone());
     let awaits_word = request.headers().contains_key(EXPECT);
     let (head, body) = request.into_parts();
-    let (body, rest) = Arriving::new(body, shared.limits.idle);
-    let mut response = route(shared, Request::from_parts(head, Body::new(body))).await;
+    let (body, door) = Arriving::new(body, shared.limits.idle, work);
+    let request = Request::from_parts(head, Body::new(body));
+    let mut response = match shared.router.call(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
     if !awaits_word {
-        rest.throw_away(shared.limits.body * THROWN_AWAY, THROWING_AWAY)
+        door.throw_away(shared.limits.body * THROWN_AWAY, THROWING_AWAY)
             .await;
     }
     let handler = response.extensions_mut().remove::<MatchedPath>();
@@ -52,33 +52,7 @@ pub(super) async fn answer(
         response.status().as_u16(),
         start.elapsed(),
     );
-    response.map(|body| Body::new(Outgoing::new(body, answering, work)))
-}
-
-/// The router's answer; a panic in it is this request's 500.
-async fn route(shared: &Shared, request: Request<Body>) -> Response {
-    let mut answer = pin!(shared.router.call(request));
-    let caught = poll_fn(
-        |cx| match catch_unwind(AssertUnwindSafe(|| answer.as_mut().poll(cx))) {
-            Ok(polled) => polled.map(Ok),
-            Err(panic) => Poll::Ready(Err(panic)),
-        },
-    );
-    match caught.await {
-        Ok(Ok(response)) => response,
-        Ok(Err(never)) => match never {},
-        Err(_panic) => panicked(),
-    }
-}
-
-/// A 500 in OpenAI's shape. The log has said where and why.
-fn panicked() -> Response {
-    const BODY: &str = r#"{"error":{"message":"The server made a mistake on this request.","type":"server_error","param":null,"code":null}}"#;
-    let mut response = Response::new(Body::from(BODY));
-    *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
-    let json = HeaderValue::from_static("application/json");
-    response.headers_mut().insert(CONTENT_TYPE, json);
-    response
+    response.map(|body| Body::new(Outgoing::new(body, answering, door.work())))
 }
 
 /// A method as a label: clients can invent others.
