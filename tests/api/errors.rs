@@ -251,7 +251,7 @@ fn a_body_that_is_too_large_is_a_413() {
     let text = body.to_string();
     let mut connection = server.connect();
     let head = format!(
-        "POST {CHAT} HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
+        "POST {CHAT} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n",
         text.len()
     );
     connection.write(head.as_bytes()).unwrap();

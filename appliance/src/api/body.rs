@@ -45,7 +45,7 @@ impl FromRequest<Arc<Api>> for JsonBody {
                 BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
                     ApiError::too_large(limit)
                 }
-                other => ApiError::bad_request(format!("The body did not arrive whole: {other}.")),
+                other => ApiError::cut_off(&other.to_string()),
             })
     }
 }

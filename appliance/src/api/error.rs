@@ -106,6 +106,12 @@ impl ApiError {
         Self::refused(StatusCode::PAYLOAD_TOO_LARGE, message)
     }
 
+    /// The body came too slowly, or not to its end.
+    pub(super) fn cut_off(why: &str) -> Self {
+        let message = format!("The body did not arrive whole: {why}.");
+        Self::refused(StatusCode::REQUEST_TIMEOUT, message)
+    }
+
     /// The body is not said to be JSON.
     pub(super) fn not_json() -> Self {
         Self::refused(
@@ -186,7 +192,11 @@ impl ApiError {
 
     /// Whether the same request would fail again: clients retry some statuses unless told.
     fn permanent(&self) -> bool {
-        self.retry_after.is_none() && self.status != StatusCode::INTERNAL_SERVER_ERROR
+        let passing = [
+            StatusCode::REQUEST_TIMEOUT,
+            StatusCode::INTERNAL_SERVER_ERROR,
+        ];
+        self.retry_after.is_none() && !passing.contains(&self.status)
     }
 }
 

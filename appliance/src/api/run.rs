@@ -1,11 +1,10 @@
 //! A request under way: one generation for each of its prompts, told as one sequence of pieces.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use engine::{Scored, TokenId};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
 use super::error::ApiError;
 use super::usage::Usage;
@@ -14,8 +13,8 @@ use crate::generation::{Ask, Generation, Generator, Piece, Reason};
 /// A request under way. Dropping it cancels all of it.
 pub(super) struct Run {
     pieces: SelectAll<BoxStream<'static, (u32, Piece)>>,
-    /// Pieces that were waited for before they were asked for.
-    early: VecDeque<Part>,
+    /// What was waited for before it was asked for.
+    early: Option<Part>,
     /// For each prompt, whether it has begun to run.
     begun: Vec<bool>,
     /// Continuations of each prompt.
@@ -90,7 +89,7 @@ impl Run {
         }
         Ok(Self {
             pieces,
-            early: VecDeque::new(),
+            early: None,
             begun: vec![false; prompts],
             choices,
             open: choices.saturating_mul(u32::try_from(prompts).unwrap_or(u32::MAX)),
@@ -115,19 +114,19 @@ impl Run {
     }
 
     /// Waits for the first result, `patience` at the most, so that a request that fails at once
-    /// fails with a status and not within a stream.
-    pub(super) async fn settle(&mut self, patience: Duration) -> Result<(), ApiError> {
-        let until = Instant::now() + patience;
-        if let Ok(first) = timeout_at(until, self.next()).await {
-            self.early.extend(first?);
+    /// fails with a status and not within a stream. Whether there is one.
+    pub(super) async fn settle(&mut self, patience: Duration) -> Result<bool, ApiError> {
+        match timeout(patience, self.next()).await {
+            Ok(first) => self.early = first?,
+            Err(_patience) => return Ok(false),
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What happens next; `None` after every continuation has ended well. May be given up while
     /// waiting without losing anything.
     pub(super) async fn next(&mut self) -> Result<Option<Part>, ApiError> {
-        if let Some(part) = self.early.pop_front() {
+        if let Some(part) = self.early.take() {
             return Ok(Some(part));
         }
         while let Some((prompt, piece)) = self.pieces.next().await {

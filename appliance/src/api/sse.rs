@@ -143,18 +143,21 @@ pub(super) async fn answer(
     chunks: impl Chunks,
     events: Events,
 ) -> Result<Response, ApiError> {
-    run.settle(SILENCE).await?;
+    let settled = run.settle(SILENCE).await?;
     let live = Live {
         run,
         chunks,
         events,
     };
+    let waited = stream::iter((!settled).then_some(Bytes::from_static(PING)));
     let frames = stream::unfold(Some(live), |live| async { Some(frame(live?).await) });
     // What panics in one stream ends that stream.
-    let frames = AssertUnwindSafe(frames).catch_unwind().map(|frame| {
-        let panicked = |_| failure(&ApiError::panicked());
-        Ok::<_, Infallible>(frame.unwrap_or_else(panicked))
-    });
+    let frames = AssertUnwindSafe(waited.chain(frames))
+        .catch_unwind()
+        .map(|frame| {
+            let panicked = |_| failure(&ApiError::panicked());
+            Ok::<_, Infallible>(frame.unwrap_or_else(panicked))
+        });
     let headers = [
         (
             header::CONTENT_TYPE,
