@@ -9,7 +9,9 @@ mod field;
 mod logprobs;
 mod manner;
 mod models;
+mod openapi;
 mod params;
+mod places;
 mod probes;
 mod run;
 mod sse;
@@ -25,7 +27,6 @@ use axum::Router;
 use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
-use axum::routing::{get, post};
 use tokio::sync::Semaphore;
 
 use self::error::ApiError;
@@ -52,19 +53,11 @@ pub struct Context {
 pub fn router(context: Context) -> Router {
     let limit = usize::try_from(context.settings.body_limit.0).unwrap_or(usize::MAX);
     let api = Arc::new(Api::new(context));
-    Router::new()
-        .route("/v1/chat/completions", post(chat::create))
-        .route("/v1/completions", post(completions::create))
-        .route("/tokenize", post(tokenize::tokenize))
-        .route("/detokenize", post(tokenize::detokenize))
-        .route("/v1/models", get(models::list))
-        .route("/v1/models/{*name}", get(models::retrieve))
-        .route("/health", get(probes::health))
-        .route("/ping", get(probes::health).post(probes::health))
-        .route("/live", get(probes::live))
-        .route("/version", get(probes::version))
-        .route("/metrics", get(probes::metrics))
-        .route("/", get(probes::page))
+    places::all()
+        .into_iter()
+        .fold(Router::new(), |router, place| {
+            router.route(place.about.path, place.served_by)
+        })
         .fallback(async |uri: Uri| ApiError::no_route(uri.path()))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
             ApiError::no_method(method.as_str(), uri.path())

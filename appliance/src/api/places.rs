@@ -1,0 +1,214 @@
+//! Every place of the API: what serves it, and what is said of it.
+
+use std::sync::Arc;
+
+use axum::http::header;
+use axum::routing::{MethodRouter, get, post};
+use utoipa::openapi::HttpMethod;
+
+use super::chat::ChatFields;
+use super::completions::CompletionFields;
+use super::conversation::ConversationFields;
+use super::openapi::{self, About};
+use super::params::Params;
+use super::tokenize::{DetokenizeFields, TokenizeFields};
+use super::{Api, chat, completions, models, probes, tokenize};
+
+const JSON: &[&str] = &["application/json"];
+const JSON_OR_EVENTS: &[&str] = &["application/json", "text/event-stream"];
+
+/// A place of the API.
+pub(super) struct Place {
+    pub(super) about: About,
+    pub(super) served_by: MethodRouter<Arc<Api>>,
+}
+
+/// All of them.
+pub(super) fn all() -> Vec<Place> {
+    let mut places = Vec::from(generation());
+    places.extend(text());
+    places.extend(probes());
+    places.push(description(&places));
+    places
+}
+
+fn generation() -> [Place; 2] {
+    let chat = [
+        ConversationFields::described(),
+        ChatFields::described(),
+        Params::described(),
+    ];
+    let completion = [CompletionFields::described(), Params::described()];
+    [
+        Place {
+            about: About {
+                path: "/v1/chat/completions",
+                method: HttpMethod::Post,
+                summary: "Answers a conversation.",
+                body: Some((chat.concat(), &["messages"])),
+                answers: JSON_OR_EVENTS,
+            },
+            served_by: post(chat::create),
+        },
+        Place {
+            about: About {
+                path: "/v1/completions",
+                method: HttpMethod::Post,
+                summary: "Goes on from prompts.",
+                body: Some((completion.concat(), &["prompt"])),
+                answers: JSON_OR_EVENTS,
+            },
+            served_by: post(completions::create),
+        },
+    ]
+}
+
+fn text() -> [Place; 2] {
+    let tokenize = [TokenizeFields::described(), ConversationFields::described()];
+    [
+        Place {
+            about: About {
+                path: "/tokenize",
+                method: HttpMethod::Post,
+                summary: "Text, or a conversation, to token ids.",
+                body: Some((tokenize.concat(), &[])),
+                answers: JSON,
+            },
+            served_by: post(tokenize::tokenize),
+        },
+        Place {
+            about: About {
+                path: "/detokenize",
+                method: HttpMethod::Post,
+                summary: "Token ids to text.",
+                body: Some((DetokenizeFields::described(), &["tokens"])),
+                answers: JSON,
+            },
+            served_by: post(tokenize::detokenize),
+        },
+    ]
+}
+
+fn probes() -> [Place; 8] {
+    let place = |path, summary, answers, served_by| Place {
+        about: About {
+            path,
+            method: HttpMethod::Get,
+            summary,
+            body: None,
+            answers,
+        },
+        served_by,
+    };
+    let health = || get(probes::health);
+    [
+        place(
+            "/v1/models",
+            "The model that is served.",
+            JSON,
+            get(models::list),
+        ),
+        place(
+            "/v1/models/{*name}",
+            "The same, by name.",
+            JSON,
+            get(models::retrieve),
+        ),
+        place(
+            "/health",
+            "200 if requests are taken, else 503.",
+            JSON,
+            health(),
+        ),
+        place(
+            "/ping",
+            "The same as /health.",
+            JSON,
+            health().post(probes::health),
+        ),
+        place(
+            "/live",
+            "200 while the process makes progress, else 503.",
+            JSON,
+            get(probes::live),
+        ),
+        place(
+            "/version",
+            "The version of the server.",
+            JSON,
+            get(probes::version),
+        ),
+        place(
+            "/metrics",
+            "Counts for Prometheus.",
+            &["text/plain"],
+            get(probes::metrics),
+        ),
+        place(
+            "/",
+            "A page to try the model.",
+            &["text/html"],
+            get(probes::page),
+        ),
+    ]
+}
+
+/// The description of `places`, and of itself.
+fn description(places: &[Place]) -> Place {
+    let about = About {
+        path: "/openapi.json",
+        method: HttpMethod::Get,
+        summary: "This description.",
+        body: None,
+        answers: JSON,
+    };
+    let all = places.iter().map(|place| &place.about).chain([&about]);
+    let document: Arc<str> = openapi::describe(all).into();
+    let served_by = get(async move || {
+        (
+            [(header::CONTENT_TYPE, "application/json")],
+            document.to_string(),
+        )
+    });
+    Place { about, served_by }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn the_description_holds_every_place_and_field() {
+        let places = all();
+        let document = openapi::describe(places.iter().map(|place| &place.about));
+        let document: Value = serde_json::from_str(&document).unwrap();
+        assert_eq!(document["paths"].as_object().unwrap().len(), places.len());
+        let body = |path: &str| {
+            &document["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        };
+        let chat = body("/v1/chat/completions");
+        assert_eq!(chat["required"], serde_json::json!(["messages"]));
+        let temperature = &chat["properties"]["temperature"];
+        assert_eq!(
+            (&temperature["minimum"], &temperature["maximum"]),
+            (&0.into(), &2.into())
+        );
+        assert!(
+            temperature["description"]
+                .as_str()
+                .unwrap()
+                .starts_with("0 is greedy.")
+        );
+        assert_eq!(chat["properties"]["n"]["maximum"], 128);
+        assert_eq!(
+            body("/v1/completions")["properties"]["logprobs"]["type"],
+            "integer"
+        );
+        assert_eq!(body("/detokenize")["properties"]["tokens"]["type"], "array");
+        let failure = &document["paths"]["/v1/models/{name}"]["get"]["responses"]["default"];
+        let schema = &failure["content"]["application/json"]["schema"]["$ref"];
+        assert_eq!(schema, "#/components/schemas/Error");
+    }
+}
