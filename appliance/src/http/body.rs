@@ -33,6 +33,8 @@ pub(super) struct Door(Arc<Mutex<Left>>);
 struct Left {
     /// What nobody read.
     rest: Option<Incoming>,
+    /// Its client stopped sending.
+    too_slow: bool,
     /// The request counts as work once its body has been read: until then it could be refused.
     work: Option<Inside>,
 }
@@ -76,6 +78,8 @@ impl hyper::body::Body for Arriving {
         let idle = this.idle;
         let pause = (this.pause).get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
         ready!(pause.as_mut().poll(cx));
+        this.body = None;
+        this.door.left().too_slow = true;
         Poll::Ready(Some(Err(TooSlow(idle).into())))
     }
 
@@ -90,16 +94,20 @@ impl hyper::body::Body for Arriving {
 
 impl Drop for Arriving {
     fn drop(&mut self) {
-        *self.door.left() = Left {
-            rest: self.body.take().filter(|body| !body.is_end_stream()),
-            work: self.work.take().map(|work| work.enter()),
-        };
+        let mut left = self.door.left();
+        left.rest = self.body.take().filter(|body| !body.is_end_stream());
+        left.work = self.work.take().map(|work| work.enter());
     }
 }
 
 impl Door {
     fn left(&self) -> MutexGuard<'_, Left> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the client stopped sending.
+    pub(super) fn too_slow(&self) -> bool {
+        self.left().too_slow
     }
 
     /// What counts this request as work.
