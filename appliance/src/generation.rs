@@ -66,7 +66,8 @@ impl Generator {
         let choices = request.choices;
         let flight = self.mailbox.admit(request, arrived, self.timeout).await?;
         let voice = Voice {
-            detokenizer: self.tokenizer.detokenizer(skip_special),
+            // It goes on with the prompt: a space at its start is part of it.
+            detokenizer: self.tokenizer.detokenizer(skip_special).inside_text(),
             stops: Stops::new(stops, include_stop),
             ended: false,
         };
