@@ -71,7 +71,7 @@ pub(super) async fn create(
     let served = api.served()?;
     let parsed = {
         let (api, served, at) = (api.clone(), served.clone(), arrival.at);
-        move || Chat::parse(&body, served, &api, at)
+        move || Chat::parse(&body, &served, &api, at)
     };
     let Chat {
         ask,
@@ -92,12 +92,7 @@ pub(super) async fn create(
 
 impl Chat {
     /// Reads a body and tokenises its prompt. Not for the event loop.
-    fn parse(
-        body: &[u8],
-        served: Arc<Served>,
-        api: &Api,
-        arrived: Instant,
-    ) -> Result<Self, ApiError> {
+    fn parse(body: &[u8], served: &Served, api: &Api, arrived: Instant) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         for (name, harmless, advice) in REFUSED {
             fields.refuse(name, harmless, advice)?;
@@ -108,12 +103,12 @@ impl Chat {
         let logprobs = chat.logprobs()?;
         let trust = api.context.settings.trust_request_chat_template;
         let conversation = Conversation::parse(&mut fields, None, trust)?;
-        super::check_model(params.model.as_deref(), &served)?;
-        let text = conversation.render(&served)?;
+        super::check_model(params.model.as_deref(), served)?;
+        let text = conversation.render(served)?;
         let special = params.add_special_tokens.unwrap_or(false);
         let prompt = served.tokenizer.encode(&text, special)?;
         let dialect = chat.dialect(&params, logprobs, api, arrived);
-        let ask = params.ask(&super::facts(&served), &dialect, prompt)?;
+        let ask = params.ask(&super::facts(served), &dialect, prompt)?;
         Ok(Self {
             ask,
             logprobs: logprobs.is_some(),
@@ -384,5 +379,157 @@ impl Chunks for ChatChunks {
                 events.chunk(&Piece::end(index, &end));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fixture::{events, finished, manner, run, started, token, whole};
+    use super::*;
+    use crate::generation::Reason;
+
+    fn teller(fields: &str, logprobs: bool) -> Teller {
+        Teller {
+            manner: manner(fields),
+            logprobs,
+        }
+    }
+
+    const PROMPT: [TokenId; 2] = [TokenId(0), TokenId(1)];
+
+    #[tokio::test]
+    async fn a_stream_is_role_tokens_end() {
+        let pieces = [
+            started(0),
+            token(0, "a", 0),
+            token(0, "", 1),
+            finished(0, "b", Reason::StopText("c".into())),
+        ];
+        let told =
+            teller("{\"return_token_ids\": true}", false).stream(run(&pieces, 1), "id", &PROMPT);
+        let head = r#"{"id":"id","object":"chat.completion.chunk","model":"m","choices":["#;
+        let expected = [
+            r#"{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}],"prompt_token_ids":[0,1]}"#,
+            r#"{"index":0,"delta":{"content":"a"},"logprobs":null,"finish_reason":null,"token_ids":[0]}]}"#,
+            r#"{"index":0,"delta":{"content":""},"logprobs":null,"finish_reason":null,"token_ids":[1]}]}"#,
+            r#"{"index":0,"delta":{"content":"b"},"logprobs":null,"finish_reason":null}]}"#,
+            r#"{"index":0,"delta":{},"logprobs":null,"finish_reason":"stop","stop_reason":"c"}]}"#,
+        ];
+        let mut expected: Vec<String> = expected.map(|rest| format!("{head}{rest}")).into();
+        expected.push("[DONE]".into());
+        assert_eq!(events(told.await.unwrap()).await, expected);
+    }
+
+    #[tokio::test]
+    async fn usage_comes_in_each_chunk_or_at_the_end() {
+        let pieces = [
+            started(0),
+            token(0, "a", 0),
+            finished(0, "", Reason::Length),
+        ];
+        let usages = async |options: &str| {
+            let fields = format!("{{\"stream_options\": {options}}}");
+            let told = teller(&fields, false).stream(run(&pieces, 1), "id", &PROMPT);
+            let events = events(told.await.unwrap()).await;
+            let usage = |event: &String| {
+                serde_json::from_str::<Value>(event)
+                    .ok()?
+                    .get("usage")
+                    .cloned()
+            };
+            events.iter().map(usage).collect::<Vec<_>>()
+        };
+        let last = serde_json::json!({
+            "prompt_tokens": 2, "completion_tokens": 1, "total_tokens": 3,
+            "prompt_tokens_details": {"cached_tokens": 1},
+        });
+        let (none, null, last) = (None, Some(Value::Null), Some(last));
+        let three = |usage: &Option<Value>| vec![usage.clone(); 3];
+        assert_eq!(
+            usages("{}").await,
+            [three(&none), vec![none.clone()]].concat()
+        );
+        let at_the_end = [three(&null), vec![last.clone(), none.clone()]].concat();
+        assert_eq!(usages(r#"{"include_usage": true}"#).await, at_the_end);
+        let each = [three(&last), vec![last.clone(), none.clone()]].concat();
+        let options = r#"{"include_usage": true, "continuous_usage_stats": true}"#;
+        assert_eq!(usages(options).await, each);
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_whole() {
+        let pieces = [
+            started(0),
+            token(0, "a", 0),
+            token(1, "b", 1),
+            finished(1, "", Reason::StopToken(TokenId(1))),
+            finished(0, "c", Reason::Eos),
+        ];
+        let told = teller("{}", true)
+            .whole(run(&pieces, 2), "id", &PROMPT)
+            .await;
+        let token = |token: &str, byte: u8| {
+            serde_json::json!({
+                "content": [{
+                    "token": token, "logprob": -0.5, "bytes": [byte],
+                    "top_logprobs": [
+                        {"token": token, "logprob": -0.5, "bytes": [byte]},
+                        {"token": "c", "logprob": -9999.0, "bytes": [99]},
+                    ],
+                }],
+                "refusal": null,
+            })
+        };
+        let choice = |index: u32, text: &str, logprobs: Value, stop_reason: Value| {
+            serde_json::json!({
+                "index": index,
+                "message": {"role": "assistant", "content": text, "refusal": null},
+                "logprobs": logprobs,
+                "finish_reason": "stop",
+                "stop_reason": stop_reason,
+            })
+        };
+        let expected = serde_json::json!({
+            "id": "id", "object": "chat.completion", "model": "m",
+            "choices": [
+                choice(0, "ac", token("a", 97), Value::Null),
+                choice(1, "b", token("b", 98), 1.into()),
+            ],
+            "usage": {
+                "prompt_tokens": 2, "completion_tokens": 2, "total_tokens": 4,
+                "prompt_tokens_details": {"cached_tokens": 1},
+            },
+        });
+        assert_eq!(whole(told.unwrap()).await, expected);
+    }
+
+    #[tokio::test]
+    async fn what_fails_at_once_has_a_status_and_later_an_event() {
+        let failed = finished(0, "", Reason::Failed("x".into()));
+        let told = teller("{}", false).stream(run(&[started(0), failed.clone()], 1), "id", &PROMPT);
+        assert_eq!(told.await.unwrap_err().status, 500);
+        let late = [token(0, "a", 0), failed];
+        let told = teller("{}", false).stream(run(&late, 1), "id", &PROMPT);
+        let events = events(told.await.unwrap()).await;
+        let error = r#"{"error":{"message":"The request failed: x","type":"server_error","param":null,"code":null}}"#;
+        assert_eq!(events[2..], [error, "[DONE]"]);
+        let lost = teller("{}", false).whole(run(&[token(0, "a", 0)], 1), "id", &PROMPT);
+        assert_eq!(lost.await.unwrap_err().status, 503);
+        let late = finished(0, "", Reason::Deadline);
+        let late = teller("{}", false).whole(run(&[late], 1), "id", &PROMPT);
+        assert_eq!(late.await.unwrap_err().status, 504);
+    }
+
+    #[test]
+    fn tools_are_refused_unless_none_is_to_be_called() {
+        let refused =
+            |body: &str| refuse_tools(&mut Fields::parse(body.as_bytes()).unwrap()).is_err();
+        let tools = r#""tools": [{"type": "function"}]"#;
+        assert!(refused(&format!("{{{tools}}}")));
+        assert!(refused(&format!("{{{tools}, \"tool_choice\": \"auto\"}}")));
+        assert!(refused(r#"{"tool_choice": "required"}"#));
+        assert!(refused(r#"{"tool_choice": {"type": "function"}}"#));
+        assert!(!refused(&format!("{{{tools}, \"tool_choice\": \"none\"}}")));
+        assert!(!refused(r#"{"tools": [], "tool_choice": "auto"}"#));
     }
 }

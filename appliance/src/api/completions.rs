@@ -61,7 +61,7 @@ pub(super) async fn create(
     let served = api.served()?;
     let parsed = {
         let (api, served, at) = (api.clone(), served.clone(), arrival.at);
-        move || Completion::parse(&body, served, &api, at)
+        move || Completion::parse(&body, &served, &api, at)
     };
     let Completion {
         asks,
@@ -83,24 +83,19 @@ pub(super) async fn create(
 
 impl Completion {
     /// Reads a body and tokenises its prompts. Not for the event loop.
-    fn parse(
-        body: &[u8],
-        served: Arc<Served>,
-        api: &Api,
-        arrived: Instant,
-    ) -> Result<Self, ApiError> {
+    fn parse(body: &[u8], served: &Served, api: &Api, arrived: Instant) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let advice = "leave it out: this model only goes on from a prompt";
         fields.refuse("suffix", &["\"\""], advice)?;
         let params = Params::parse(&mut fields)?;
         let completion = CompletionFields::take(&mut fields)?;
-        super::check_model(params.model.as_deref(), &served)?;
+        super::check_model(params.model.as_deref(), served)?;
         let echo = completion.echo.unwrap_or(false);
         let muted = echo && params.max_tokens == Some(Whole(0));
-        let facts = super::facts(&served);
+        let facts = super::facts(served);
         let mut prompts = Vec::new();
         let mut asks = Vec::new();
-        for Given { text, tokens } in completion.prompts(&params, &served)? {
+        for Given { text, tokens } in completion.prompts(&params, served)? {
             let dialect = completion.dialect(&params, muted, api, arrived);
             let given = tokens.len();
             let ask = params.ask(&facts, &dialect, tokens)?;
@@ -413,5 +408,97 @@ impl Chunks for TextChunks {
                 events.chunk(&choice.ended(&end));
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::fixture::{events, finished, manner, run, scored, started, token, whole};
+    use super::*;
+    use crate::generation::{Piece, Reason};
+
+    /// The prompt is `ab`.
+    fn teller(fields: &str, echo: bool, logprobs: Option<u32>) -> Teller {
+        let prompt = Prompt {
+            tokens: [TokenId(0), TokenId(1)].into(),
+            echo: echo.then(|| "ab".into()),
+        };
+        Teller {
+            manner: manner(fields),
+            prompts: vec![prompt],
+            choices: 1,
+            logprobs,
+            prompt_logprobs: fields.contains("prompt_logprobs"),
+        }
+    }
+
+    fn pieces() -> [Piece; 4] {
+        [
+            started(0),
+            Piece::Prompt(vec![scored(1)]),
+            token(0, "b", 1),
+            finished(0, "", Reason::Length),
+        ]
+    }
+
+    #[tokio::test]
+    async fn an_echo_is_scored_like_the_rest() {
+        let told = teller("{}", true, Some(1))
+            .whole(run(&pieces(), 1), "id")
+            .await;
+        let body = whole(told.unwrap()).await;
+        let choice = &body["choices"][0];
+        assert_eq!(choice["text"], "abb");
+        let expected = json!({
+            "text_offset": [0, 1, 2],
+            "token_logprobs": [null, -0.5, -0.5],
+            "tokens": ["a", "b", "b"],
+            "top_logprobs": [null, {"b": -0.5}, {"b": -0.5}],
+        });
+        assert_eq!(choice["logprobs"], expected);
+        assert_eq!(choice["finish_reason"], "length");
+    }
+
+    #[tokio::test]
+    async fn a_stream_echoes_first_and_then_tells_a_chunk_a_token() {
+        let fields = r#"{"return_token_ids": true, "return_tokens_as_token_ids": true}"#;
+        let told = teller(fields, true, Some(2))
+            .stream(run(&pieces(), 1), "id")
+            .await;
+        let head = r#"{"id":"id","object":"text_completion","model":"m","choices":["#;
+        let expected = [
+            r#"{"index":0,"text":"ab","logprobs":{"text_offset":[0,1],"token_logprobs":[null,-0.5],"tokens":["token_id:0","token_id:1"],"top_logprobs":[null,{"token_id:1":-0.5,"token_id:2":-9999.0}]},"finish_reason":null,"prompt_token_ids":[0,1]}]}"#,
+            r#"{"index":0,"text":"b","logprobs":{"text_offset":[2],"token_logprobs":[-0.5],"tokens":["token_id:1"],"top_logprobs":[{"token_id:1":-0.5,"token_id:2":-9999.0}]},"finish_reason":null,"token_ids":[1]}]}"#,
+            r#"{"index":0,"text":"","logprobs":null,"finish_reason":"length","stop_reason":null}]}"#,
+        ];
+        let mut expected: Vec<String> = expected.map(|rest| format!("{head}{rest}")).into();
+        expected.push("[DONE]".into());
+        assert_eq!(events(told.unwrap()).await, expected);
+    }
+
+    #[tokio::test]
+    async fn a_muted_run_tells_the_prompt_alone() {
+        let mut run = run(&pieces(), 1);
+        run.mute();
+        let told = teller("{}", true, Some(1)).whole(run, "id").await;
+        let body = whole(told.unwrap()).await;
+        assert_eq!(body["choices"][0]["text"], "ab");
+        assert_eq!(body["choices"][0]["logprobs"]["tokens"], json!(["a", "b"]));
+        assert_eq!(body["usage"]["completion_tokens"], 0);
+    }
+
+    #[tokio::test]
+    async fn prompts_are_scored_in_vllms_shape() {
+        let told = teller(r#"{"prompt_logprobs": 2}"#, false, None).whole(run(&pieces(), 1), "id");
+        let body = whole(told.await.unwrap()).await;
+        let choice = &body["choices"][0];
+        assert_eq!(choice["logprobs"], Value::Null);
+        let expected = json!([null, {
+            "1": {"logprob": -0.5, "rank": 1, "decoded_token": "b"},
+            "2": {"logprob": -9999.0, "rank": 2, "decoded_token": "c"},
+        }]);
+        assert_eq!(choice["prompt_logprobs"], expected);
     }
 }

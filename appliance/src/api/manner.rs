@@ -1,6 +1,5 @@
 //! How an answer is to be told: whole or as events, with or without usage, ids and names.
 
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -10,6 +9,7 @@ use super::logprobs::Names;
 use super::params::Params;
 use super::sse::{Events, Head, UsageIn};
 use crate::served::Served;
+use crate::text::Tokenizer;
 
 /// How an answer is to be told.
 #[derive(Debug)]
@@ -17,7 +17,7 @@ pub(super) struct Manner {
     pub(super) stream: bool,
     pub(super) return_token_ids: bool,
     pub(super) names: Names,
-    served: Arc<Served>,
+    model: String,
     usage_in: UsageIn,
     /// Seconds since the epoch.
     created: u64,
@@ -27,7 +27,17 @@ pub(super) struct Manner {
 
 impl Manner {
     /// As `params` want it. `ignored` names fields that had no effect.
-    pub(super) fn new(params: &Params, served: Arc<Served>, ignored: Option<HeaderValue>) -> Self {
+    pub(super) fn new(params: &Params, served: &Served, ignored: Option<HeaderValue>) -> Self {
+        let model = served.name.clone();
+        Self::of(params, model, served.tokenizer.clone(), ignored)
+    }
+
+    pub(super) fn of(
+        params: &Params,
+        model: String,
+        tokenizer: Tokenizer,
+        ignored: Option<HeaderValue>,
+    ) -> Self {
         let options = params.stream_options.unwrap_or_default();
         let usage_in = match (options.include_usage, options.continuous_usage_stats) {
             (Some(true), Some(true)) => UsageIn::Each,
@@ -38,10 +48,10 @@ impl Manner {
             stream: params.stream(),
             return_token_ids: params.return_token_ids.unwrap_or(false),
             names: Names {
-                tokenizer: served.tokenizer.clone(),
+                tokenizer,
                 by_id: params.return_tokens_as_token_ids.unwrap_or(false),
             },
-            served,
+            model,
             usage_in,
             created: SystemTime::now()
                 .duration_since(SystemTime::UNIX_EPOCH)
@@ -56,7 +66,7 @@ impl Manner {
             id,
             object,
             created: self.created,
-            model: &self.served.name,
+            model: &self.model,
         }
     }
 

@@ -6,6 +6,8 @@ mod completions;
 mod conversation;
 mod error;
 mod field;
+#[cfg(test)]
+mod fixture;
 mod logprobs;
 mod manner;
 mod models;

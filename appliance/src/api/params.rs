@@ -383,3 +383,167 @@ impl Dialect {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    /// What a request with `fields` asks of a model with a context of 100 and a vocabulary of 50.
+    fn ask(fields: &str, prompt: usize) -> Result<Ask, ApiError> {
+        let defaults = GenerationDefaults {
+            temperature: Some(0.25),
+            top_k: Some(7),
+            ..GenerationDefaults::default()
+        };
+        let facts = Facts {
+            context: 100,
+            vocabulary: 50,
+            candidates: 10,
+            eos: &[TokenId(2), TokenId(9)],
+            defaults: &defaults,
+        };
+        let params = Params::parse(&mut Fields::parse(fields.as_bytes())?)?;
+        let dialect = Dialect {
+            arrived: Instant::now(),
+            prompt: "prompt",
+            limit: "max_tokens",
+            max_tokens: params.max_tokens.map(Whole::count),
+            default_max_tokens: Some(16),
+            logprobs: None,
+            prompt_logprobs: params.prompt_logprobs.map(Whole::count),
+            random: 77,
+            cache_salt: 0,
+        };
+        params.ask(&facts, &dialect, vec![TokenId(1); prompt])
+    }
+
+    #[track_caller]
+    fn refused(fields: &str, prompt: usize, param: &str, message: &str) {
+        let error = ask(fields, prompt).expect_err(fields);
+        let body = serde_json::to_value(error.body()).unwrap();
+        assert_eq!(body["error"]["param"], param, "{body}");
+        let told = body["error"]["message"].as_str().unwrap();
+        assert!(told.contains(message), "{told}");
+    }
+
+    #[test]
+    fn what_is_not_said_is_the_models_or_nothing() {
+        let ask = ask("{}", 3).unwrap();
+        let Request { sampling, stop, .. } = ask.request;
+        assert_eq!((sampling.temperature, sampling.top_k), (0.25, Some(7)));
+        assert_eq!((sampling.top_p, sampling.min_p), (1.0, 0.0));
+        assert_eq!(sampling.penalties.repetition, 1.0);
+        assert_eq!(sampling.seed, 77);
+        assert_eq!(stop.tokens[..], [TokenId(2), TokenId(9)]);
+        assert_eq!((stop.min_tokens, stop.max_tokens), (0, 16));
+        assert!(ask.skip_special && !ask.include_stop);
+    }
+
+    #[test]
+    fn what_is_said_goes_before_the_models() {
+        let fields = r#"{"temperature": 0, "top_k": -1, "seed": -1, "stop_token_ids": [9, 4],
+            "logit_bias": {"7": 1, "3": -2}, "stop": ["x"], "n": 2, "min_tokens": 5}"#;
+        let ask = ask(fields, 3).unwrap();
+        let request = ask.request;
+        assert_eq!(request.sampling.temperature, 0.0);
+        assert_eq!(request.sampling.top_k, None);
+        assert_eq!(request.sampling.seed, u64::MAX);
+        assert_eq!(
+            request.sampling.bias[..],
+            [(TokenId(3), -2.0), (TokenId(7), 1.0)]
+        );
+        assert_eq!(
+            request.stop.tokens[..],
+            [TokenId(2), TokenId(4), TokenId(9)]
+        );
+        assert_eq!((request.choices, request.stop.min_tokens), (2, 5));
+        assert_eq!(ask.stops, ["x"]);
+    }
+
+    #[test]
+    fn ignoring_the_end_leaves_the_requests_own_stops() {
+        let ask = ask(r#"{"ignore_eos": true, "stop_token_ids": [4]}"#, 3).unwrap();
+        assert_eq!(ask.request.stop.tokens[..], [TokenId(4)]);
+    }
+
+    #[test]
+    fn an_answer_fits_what_the_prompt_leaves() {
+        let most = |fields, prompt| ask(fields, prompt).unwrap().request.stop.max_tokens;
+        assert_eq!(most("{}", 95), 5);
+        assert_eq!(most(r#"{"max_tokens": 5}"#, 95), 5);
+        let start = "This model's maximum context length is 100 tokens. However, ";
+        refused("{}", 100, "prompt", start);
+        refused(r#"{"max_tokens": 6}"#, 95, "prompt", start);
+        refused(
+            r#"{"max_tokens": 6}"#,
+            95,
+            "prompt",
+            "you requested 101 tokens (95 in",
+        );
+        refused(r#"{"max_tokens": 0}"#, 5, "max_tokens", "from 1");
+        refused(
+            r#"{"max_tokens": 4, "min_tokens": 5}"#,
+            5,
+            "min_tokens",
+            "at most 4",
+        );
+    }
+
+    #[test]
+    fn a_prompt_is_cut_on_demand() {
+        let length = |fields, prompt| ask(fields, prompt).unwrap().request.prompt.len();
+        assert_eq!(length(r#"{"truncate_prompt_tokens": 7}"#, 300), 7);
+        assert_eq!(length(r#"{"truncate_prompt_tokens": 7}"#, 5), 5);
+        assert_eq!(length(r#"{"truncate_prompt_tokens": -1}"#, 300), 99);
+        assert_eq!(
+            length(r#"{"truncate_prompt_tokens": -1, "max_tokens": 20}"#, 300),
+            80
+        );
+    }
+
+    #[test]
+    fn what_is_not_served_is_refused_by_name() {
+        for (name, value) in [
+            ("response_format", r#"{"type": "json_object"}"#),
+            ("guided_regex", "\"a+\""),
+            ("structured_outputs", r#"{"choice": ["a"]}"#),
+            ("use_beam_search", "true"),
+            ("bad_words", "[\"a\"]"),
+        ] {
+            let fields = format!("{{\"{name}\": {value}}}");
+            refused(&fields, 3, name, "which is not supported: ");
+        }
+        ask(
+            r#"{"response_format": {"type": "text"}, "use_beam_search": false}"#,
+            3,
+        )
+        .unwrap();
+        refused(
+            r#"{"prompt_logprobs": 1, "stream": true}"#,
+            3,
+            "prompt_logprobs",
+            "streamed",
+        );
+        refused(
+            r#"{"prompt_logprobs": 11}"#,
+            3,
+            "prompt_logprobs",
+            "this device reports 10",
+        );
+    }
+
+    #[test]
+    fn ids_are_tokens_of_the_model() {
+        let refused = |fields: &str, param: &str| refused(fields, 3, param, "from 0 to 49");
+        refused(r#"{"stop_token_ids": [50]}"#, "stop_token_ids");
+        refused(r#"{"allowed_token_ids": [1, 50]}"#, "allowed_token_ids");
+        refused(r#"{"logit_bias": {"50": 1}}"#, "logit_bias");
+        let ask = ask(r#"{"allowed_token_ids": [1, 49]}"#, 3).unwrap();
+        let Constraint::Only(mask) = ask.request.constraint else {
+            panic!("a mask")
+        };
+        assert_eq!((mask.count(), mask.allows(TokenId(49))), (2, true));
+    }
+}

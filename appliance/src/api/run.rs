@@ -79,23 +79,35 @@ impl Run {
         asks: Vec<Ask>,
         refused: impl Fn(crate::generation::Refusal) -> ApiError,
     ) -> Result<Self, ApiError> {
-        let prompts = asks.len();
         let choices = asks.first().map_or(1, |ask| ask.request.choices);
         let tokens = asks.iter().map(|ask| ask.request.prompt.len() as u64).sum();
-        let mut pieces = SelectAll::new();
-        for (prompt, ask) in (0..).zip(asks) {
+        let mut generations = Vec::new();
+        for ask in asks {
             let generation = generator.start(ask).await.map_err(&refused)?;
-            pieces.push(numbered(prompt, generation));
+            generations.push(pieces(generation));
         }
-        Ok(Self {
-            pieces,
+        Ok(Self::of(generations, choices, tokens))
+    }
+
+    /// A run of one generation for each prompt; all prompts together have `tokens`.
+    pub(super) fn of(
+        generations: Vec<BoxStream<'static, Piece>>,
+        choices: u32,
+        tokens: u64,
+    ) -> Self {
+        let prompts = generations.len();
+        let numbered = |(prompt, pieces): (u32, BoxStream<'static, Piece>)| {
+            pieces.map(move |piece| (prompt, piece)).boxed()
+        };
+        Self {
+            pieces: (0..).zip(generations).map(numbered).collect(),
             early: None,
             begun: vec![false; prompts],
             choices,
             open: choices.saturating_mul(u32::try_from(prompts).unwrap_or(u32::MAX)),
             muted: false,
             usage: Usage::of_prompts(tokens),
-        })
+        }
     }
 
     /// Tells of the prompts only: every continuation ends without a token.
@@ -217,10 +229,10 @@ impl Run {
     }
 }
 
-fn numbered(prompt: u32, generation: Generation) -> BoxStream<'static, (u32, Piece)> {
-    let next = move |mut generation: Generation| async move {
+fn pieces(generation: Generation) -> BoxStream<'static, Piece> {
+    let next = async |mut generation: Generation| {
         let piece = generation.next().await?;
-        Some(((prompt, piece), generation))
+        Some((piece, generation))
     };
     stream::unfold(generation, next).boxed()
 }
