@@ -3,32 +3,55 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
 
-use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
+use axum::body::Body;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, HeaderValue, header};
-use bytes::Bytes;
+use bytes::BytesMut;
+use futures_util::StreamExt as _;
 use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::Api;
 use super::error::ApiError;
 use super::field::{self, Field};
+use crate::served::Served;
 
 /// How many fields a body may have; we know some sixty.
 const FIELDS: usize = 1000;
 /// How many letters of a value stand in an error.
 const SHOWN: usize = 60;
 
-/// The body of a request that says it is JSON, whole, within the body limit.
+/// A request with a body of JSON, for the model that is served.
 #[derive(Debug)]
-pub(super) struct JsonBody(pub(super) Bytes);
+pub(super) struct Asked {
+    pub(super) served: Arc<Served>,
+    pub(super) body: Held,
+}
 
-impl FromRequest<Arc<Api>> for JsonBody {
+/// The bytes of a body. They count among those that all requests together may hold.
+#[derive(Debug)]
+pub(super) struct Held {
+    bytes: BytesMut,
+    share: Option<OwnedSemaphorePermit>,
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl FromRequest<Arc<Api>> for Asked {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, ApiError> {
+        let served = api.served()?;
         let headers = request.headers();
         if !is_json(headers) {
             return Err(ApiError::not_json());
@@ -38,15 +61,42 @@ impl FromRequest<Arc<Api>> for JsonBody {
         if said.is_some_and(|said: u64| said > limit) {
             return Err(ApiError::too_large(limit));
         }
-        Bytes::from_request(request, api)
-            .await
-            .map(Self)
-            .map_err(|rejection| match rejection {
-                BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
-                    ApiError::too_large(limit)
-                }
-                other => ApiError::cut_off(&other.to_string()),
-            })
+        let body = Held::read(request.into_body(), limit, &api.bodies).await?;
+        Ok(Self { served, body })
+    }
+}
+
+impl Held {
+    /// Reads a whole body of at most `limit` bytes, as long as `all` has room for it.
+    async fn read(body: Body, limit: u64, all: &Arc<Semaphore>) -> Result<Self, ApiError> {
+        let mut held = Self {
+            bytes: BytesMut::new(),
+            share: None,
+        };
+        let mut chunks = body.into_data_stream();
+        while let Some(chunk) = chunks.next().await {
+            let chunk = chunk.map_err(|error| ApiError::cut_off(&error.to_string()))?;
+            if (held.bytes.len() + chunk.len()) as u64 > limit {
+                return Err(ApiError::too_large(limit));
+            }
+            held.push(&chunk, all)?;
+        }
+        Ok(held)
+    }
+
+    fn push(&mut self, chunk: &[u8], all: &Arc<Semaphore>) -> Result<(), ApiError> {
+        let busy = || ApiError::unavailable("The server is busy: too much is being sent to it.", 1);
+        let share = u32::try_from(chunk.len()).map_err(|_| busy())?;
+        let share = all
+            .clone()
+            .try_acquire_many_owned(share)
+            .map_err(|_| busy())?;
+        match &mut self.share {
+            Some(all) => all.merge(share),
+            none => *none = Some(share),
+        }
+        self.bytes.extend_from_slice(chunk);
+        Ok(())
     }
 }
 
@@ -225,6 +275,19 @@ mod tests {
             .as_str()
             .unwrap()
             .to_owned()
+    }
+
+    #[tokio::test]
+    async fn bodies_are_bounded_one_by_one_and_all_together() {
+        let all = Arc::new(Semaphore::new(10));
+        let read = |text: &'static str, limit| Held::read(Body::from(text), limit, &all);
+        let first = read("123456", 6).await.unwrap();
+        assert_eq!(&first[..], b"123456");
+        assert_eq!(read("1234567", 6).await.unwrap_err().status, 413);
+        assert_eq!(read("12345", 6).await.unwrap_err().status, 503);
+        drop(first);
+        read("12345", 6).await.unwrap();
+        assert_eq!(all.available_permits(), 10);
     }
 
     #[test]

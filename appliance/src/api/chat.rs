@@ -10,7 +10,7 @@ use engine::{Scored, TokenId};
 use serde::Serialize;
 use serde_json::Value;
 
-use super::body::{Fields, JsonBody, fields};
+use super::body::{Asked, Fields, fields};
 use super::conversation::Conversation;
 use super::error::ApiError;
 use super::field::{MOST, Whole};
@@ -66,9 +66,8 @@ struct Chat {
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
     Extension(arrival): Extension<Arrival>,
-    JsonBody(body): JsonBody,
+    Asked { served, body }: Asked,
 ) -> Result<Response, ApiError> {
-    let served = api.served()?;
     let parsed = {
         let (api, served, at) = (api.clone(), served.clone(), arrival.at);
         move || Chat::parse(&body, &served, &api, at)

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::Api;
-use super::body::{Fields, JsonBody, fields};
+use super::body::{Asked, Fields, fields};
 use super::error::ApiError;
 use super::field::{Prompts, Whole};
 use super::logprobs::{PromptLogprobs, TextLogprobs};
@@ -56,9 +56,8 @@ struct Completion {
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
     Extension(arrival): Extension<Arrival>,
-    JsonBody(body): JsonBody,
+    Asked { served, body }: Asked,
 ) -> Result<Response, ApiError> {
-    let served = api.served()?;
     let parsed = {
         let (api, served, at) = (api.clone(), served.clone(), arrival.at);
         move || Completion::parse(&body, &served, &api, at)

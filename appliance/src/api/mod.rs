@@ -26,7 +26,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use axum::Router;
-use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use tokio::sync::Semaphore;
@@ -53,7 +52,6 @@ pub struct Context {
 
 /// All routes.
 pub fn router(context: Context) -> Router {
-    let limit = usize::try_from(context.settings.body_limit.0).unwrap_or(usize::MAX);
     let api = Arc::new(Api::new(context));
     places::all()
         .into_iter()
@@ -64,15 +62,19 @@ pub fn router(context: Context) -> Router {
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {
             ApiError::no_method(method.as_str(), uri.path())
         })
-        .layer(DefaultBodyLimit::max(limit))
         .layer(from_fn_with_state(api.clone(), trace::around))
         .with_state(api)
 }
+
+/// How many of the largest bodies are received or read at once; more are refused.
+const BODIES: u64 = 16;
 
 /// What the handlers share.
 #[derive(Debug)]
 struct Api {
     context: Context,
+    /// Bounds the bytes of all bodies that are being received or read.
+    bodies: Arc<Semaphore>,
     /// Bounds how many texts are rendered and tokenised at once.
     text: Arc<Semaphore>,
     /// Secret of this process: what is drawn and hashed with it cannot be foreseen.
@@ -83,8 +85,11 @@ struct Api {
 impl Api {
     fn new(context: Context) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let bodies = context.settings.body_limit.0.saturating_mul(BODIES);
+        let bodies = usize::try_from(bodies).unwrap_or(usize::MAX);
         Self {
             context,
+            bodies: Arc::new(Semaphore::new(bodies.min(Semaphore::MAX_PERMITS))),
             text: Arc::new(Semaphore::new(cores)),
             random: RandomState::new(),
             drawn: AtomicU64::new(0),

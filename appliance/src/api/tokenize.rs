@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use engine::TokenId;
 
-use super::body::{Fields, JsonBody, fields};
+use super::body::{Asked, Fields, fields};
 use super::conversation::Conversation;
 use super::error::ApiError;
 use super::field::{Objects, TokenIds};
@@ -59,9 +59,8 @@ pub(super) struct Text {
 /// Text to tokens.
 pub(super) async fn tokenize(
     State(api): State<Arc<Api>>,
-    JsonBody(body): JsonBody,
+    Asked { served, body }: Asked,
 ) -> Result<Json<Tokens>, ApiError> {
-    let served = api.served()?;
     let trust = api.context.settings.trust_request_chat_template;
     api.text_work(move || Ok(Json(Tokens::parse(&body, &served, trust)?)))
         .await
@@ -70,9 +69,8 @@ pub(super) async fn tokenize(
 /// Tokens to text.
 pub(super) async fn detokenize(
     State(api): State<Arc<Api>>,
-    JsonBody(body): JsonBody,
+    Asked { served, body }: Asked,
 ) -> Result<Json<Text>, ApiError> {
-    let served = api.served()?;
     api.text_work(move || Ok(Json(Text::parse(&body, &served)?)))
         .await
 }
