@@ -118,6 +118,8 @@ impl Metrics {
             .model
             .get_or_init(|| Model::new(&self.shared.makers, context, profile));
         self.change();
+        // Whoever sees that the server is ready finds them.
+        self.refresh();
     }
 
     /// An HTTP request was answered: by which route, and with which status.

@@ -33,8 +33,6 @@ pub(super) struct Door(Arc<Mutex<Left>>);
 struct Left {
     /// What nobody read.
     rest: Option<Incoming>,
-    /// Its client stopped sending.
-    too_slow: bool,
     /// The request counts as work once its body has been read: until then it could be refused.
     work: Option<Inside>,
 }
@@ -79,7 +77,6 @@ impl hyper::body::Body for Arriving {
         let pause = (this.pause).get_or_insert_with(|| Box::pin(tokio::time::sleep(idle)));
         ready!(pause.as_mut().poll(cx));
         this.body = None;
-        this.door.left().too_slow = true;
         Poll::Ready(Some(Err(TooSlow(idle).into())))
     }
 
@@ -103,11 +100,6 @@ impl Drop for Arriving {
 impl Door {
     fn left(&self) -> MutexGuard<'_, Left> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether the client stopped sending.
-    pub(super) fn too_slow(&self) -> bool {
-        self.left().too_slow
     }
 
     /// What counts this request as work.

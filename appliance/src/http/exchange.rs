@@ -11,7 +11,7 @@ use axum::response::Response;
 use hyper::body::Incoming;
 use hyper::header::EXPECT;
 use hyper::service::Service as _;
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request};
 
 use super::Shared;
 use super::body::{Arriving, Outgoing};
@@ -44,10 +44,6 @@ pub(super) async fn answer(
     if !awaits_word {
         door.throw_away(shared.limits.body * THROWN_AWAY, THROWING_AWAY)
             .await;
-    }
-    if door.too_slow() {
-        // Whoever read the body could not know why it ended.
-        *response.status_mut() = StatusCode::REQUEST_TIMEOUT;
     }
     let handler = response.extensions_mut().remove::<MatchedPath>();
     shared.metrics.answered(
