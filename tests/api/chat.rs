@@ -65,8 +65,8 @@ fn the_chat_template_of_the_model_is_applied() {
         "return_token_ids": true,
     });
     let answer = server.ask(CHAT, &body);
-    let text = "\u{1}system\nbe\u{2}\n\u{1}user\nhi\u{2}\n\u{1}assistant\nyes\u{2}\n\
-                \u{1}developer\nx\u{2}\n\u{1}user\n?\u{2}\n\u{1}assistant\n";
+    let text = "\u{1}system\nbe\u{2}\n\u{1}user\nh\ni\u{2}\n\u{1}assistant\nyes\u{2}\n\
+                \u{1}system\nx\u{2}\n\u{1}user\n?\u{2}\n\u{1}assistant\n";
     let ids: Vec<u64> = bytes(text)
         .into_iter()
         .map(|id| if id < 3 { 256 + id } else { id })
@@ -139,7 +139,7 @@ fn fields_that_mean_nothing_here_are_taken_without_a_word() {
 fn a_meaningful_field_that_is_ignored_is_named() {
     let server = chain();
     let plain = server.post(CHAT, &chat(server, "hi", json!({"max_tokens": 1})));
-    assert_eq!(plain.header("x-ignored-fields"), None);
+    assert_eq!(plain.header("x-appliance-ignored"), None);
     let body = chat(
         server,
         "hi",
@@ -147,7 +147,7 @@ fn a_meaningful_field_that_is_ignored_is_named() {
     );
     let response = server.post(CHAT, &body);
     assert_eq!(response.status(), 200, "{}", response.text());
-    let named = response.header("x-ignored-fields").expect("the header");
+    let named = response.header("x-appliance-ignored").expect("the header");
     assert!(named.contains("kv_transfer_params"), "{named}");
 }
 
