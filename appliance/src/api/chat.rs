@@ -105,7 +105,7 @@ impl Chat {
         super::check_model(params.model.as_deref(), served)?;
         let text = conversation.render(served)?;
         let special = params.add_special_tokens.unwrap_or(false);
-        let prompt = served.tokenizer.encode(&text, special)?;
+        let prompt = super::encode(served, "messages", &text, special)?;
         let dialect = chat.dialect(&params, logprobs, api, arrived);
         let ask = params.ask(&super::facts(served), &dialect, prompt)?;
         Ok(Self {

@@ -94,14 +94,15 @@ impl Completion {
         let facts = super::facts(served);
         let mut prompts = Vec::new();
         let mut asks = Vec::new();
-        for Given { text, tokens } in completion.prompts(&params, served)? {
-            let dialect = completion.dialect(&params, muted, api, arrived);
-            let given = tokens.len();
-            let ask = params.ask(&facts, &dialect, tokens)?;
+        let special = params.add_special_tokens.unwrap_or(true);
+        for given in completion.prompts(params.choices())? {
+            let all = given.tokens(served, special)?;
+            let (count, dialect) = (all.len(), completion.dialect(&params, muted, api, arrived));
+            let ask = params.ask(&facts, &dialect, all)?;
             let tokens = ask.request.prompt.clone();
-            let whole = text.filter(|_| tokens.len() == given);
+            let uncut = given.text().filter(|_| tokens.len() == count);
             let decoded = || served.tokenizer.decode(&tokens, params.skip_special());
-            let echo = echo.then(|| whole.unwrap_or_else(decoded));
+            let echo = echo.then(|| uncut.map_or_else(decoded, str::to_owned));
             prompts.push(Prompt { tokens, echo });
             asks.push(ask);
         }
@@ -120,32 +121,32 @@ impl Completion {
     }
 }
 
-/// A prompt as it was given: its tokens, and its text if it came as text.
-struct Given {
-    text: Option<String>,
-    tokens: Vec<TokenId>,
+/// A prompt as it was given.
+#[derive(Clone, Copy, Debug)]
+enum Given<'a> {
+    Text(&'a str),
+    Tokens(&'a [u32]),
 }
 
-impl Given {
-    fn text(text: String, served: &Served, special: bool) -> Result<Self, ApiError> {
-        Ok(Self {
-            tokens: served.tokenizer.encode(&text, special)?,
-            text: Some(text),
-        })
+impl<'a> Given<'a> {
+    fn text(self) -> Option<&'a str> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Tokens(_) => None,
+        }
     }
 
-    fn tokens(ids: &[u32]) -> Self {
-        Self {
-            tokens: ids.iter().copied().map(TokenId).collect(),
-            text: None,
+    fn tokens(self, served: &Served, special: bool) -> Result<Vec<TokenId>, ApiError> {
+        match self {
+            Self::Text(text) => super::encode(served, "prompt", text, special),
+            Self::Tokens(ids) => Ok(ids.iter().copied().map(TokenId).collect()),
         }
     }
 }
 
 impl CompletionFields {
-    /// The prompts, tokenised, after what is easier to refuse.
-    fn prompts(&self, params: &Params, served: &Served) -> Result<Vec<Given>, ApiError> {
-        let choices = params.choices();
+    /// The prompts, if they and `choices` of each can be served.
+    fn prompts(&self, choices: u32) -> Result<Vec<Given<'_>>, ApiError> {
         if self
             .best_of
             .is_some_and(|best_of| best_of.count() != choices)
@@ -164,14 +165,10 @@ impl CompletionFields {
             );
             return Err(ApiError::invalid("n", message));
         }
-        let special = params.add_special_tokens.unwrap_or(true);
-        match prompts {
-            Prompts::Texts(texts) => {
-                let given = |text: &String| Given::text(text.clone(), served, special);
-                texts.iter().map(given).collect()
-            }
-            Prompts::Tokens(lists) => Ok(lists.iter().map(|list| Given::tokens(list)).collect()),
-        }
+        Ok(match prompts {
+            Prompts::Texts(texts) => texts.iter().map(|text| Given::Text(text)).collect(),
+            Prompts::Tokens(lists) => lists.iter().map(|ids| Given::Tokens(ids)).collect(),
+        })
     }
 
     fn dialect(&self, params: &Params, muted: bool, api: &Api, arrived: Instant) -> Dialect {

@@ -28,6 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
+use engine::TokenId;
 use tokio::sync::Semaphore;
 
 use self::error::ApiError;
@@ -165,6 +166,26 @@ fn facts(served: &Served) -> Facts<'_> {
         eos: &served.eos,
         defaults: &served.defaults,
     }
+}
+
+/// Tokenises `text`, which stands in the field `param`. What cannot fit the context whatever it says
+/// is refused before it costs a minute and gigabytes. Not for the event loop.
+fn encode(
+    served: &Served,
+    param: &str,
+    text: &str,
+    special: bool,
+) -> Result<Vec<TokenId>, ApiError> {
+    let most = (served.context as usize).saturating_mul(served.tokenizer.most_bytes());
+    if text.len() > most {
+        let bytes = text.len();
+        let however = format!(
+            "your {param} resulted in {bytes} bytes of text, and that many tokens hold {most} at \
+             most. Please reduce the length of the {param}."
+        );
+        return Err(ApiError::context_length(param, served.context, &however));
+    }
+    Ok(served.tokenizer.encode(text, special)?)
 }
 
 /// Refuses any model but the one that is served. Who names none means that one.

@@ -80,15 +80,15 @@ impl Tokens {
         let mut fields = Fields::parse(body)?;
         let taken = TokenizeFields::take(&mut fields)?;
         check_model(taken.model.as_deref(), served)?;
-        let (text, special) = match taken.prompt {
-            Some(prompt) => (prompt, true),
+        let (param, text, special) = match taken.prompt {
+            Some(prompt) => ("prompt", prompt, true),
             None => {
                 let conversation = Conversation::parse(&mut fields, taken.tools, trust)?;
-                (conversation.render(served)?, false)
+                ("messages", conversation.render(served)?, false)
             }
         };
         let special = taken.add_special_tokens.unwrap_or(special);
-        let tokens = served.tokenizer.encode(&text, special)?;
+        let tokens = super::encode(served, param, &text, special)?;
         let text = |token: &TokenId| served.tokenizer.token_text(*token);
         Ok(Self {
             count: tokens.len(),

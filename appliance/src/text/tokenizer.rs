@@ -37,6 +37,7 @@ struct Shared {
     tokenizer: tokenizers::Tokenizer,
     spelling: Spelling,
     vocabulary: u32,
+    most_bytes: usize,
     /// What is added around a text, where that is not for tokenizer.json to say.
     around: Option<Around>,
 }
@@ -85,13 +86,16 @@ impl Tokenizer {
         let around = config
             .says_what_to_add()
             .then(|| around(&tokenizer, config));
-        let last = tokenizer.get_vocab(true).into_values().max();
-        let vocabulary = last.map_or(0, |last| last.saturating_add(1));
+        let spellings = tokenizer.get_vocab(true);
+        let vocabulary = (spellings.values().max()).map_or(0, |last| last.saturating_add(1));
+        // A spelling writes a byte as a letter of one or two bytes, or as itself.
+        let most_bytes = spellings.keys().map(String::len).max().unwrap_or(0);
         Ok(Self {
             shared: Arc::new(Shared {
                 tokenizer,
                 spelling,
                 vocabulary,
+                most_bytes,
                 around: around.transpose()?,
             }),
         })
@@ -122,6 +126,12 @@ impl Tokenizer {
                 .map(TokenId)
                 .collect()),
         }
+    }
+
+    /// No token stands for more bytes of text than this: a text of `n` bytes has at least
+    /// `n / most_bytes` tokens.
+    pub fn most_bytes(&self) -> usize {
+        self.shared.most_bytes
     }
 
     /// The exact bytes that a token stands for, a part of a character perhaps; none for an unknown id.
