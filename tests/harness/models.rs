@@ -250,7 +250,7 @@ fn write(name: &str, shape: &Shape, weights: &[Tensor]) -> Model {
 }
 
 /// `target/tmp/models/NAME`, made if missing.
-fn directory(name: &str) -> PathBuf {
+pub(crate) fn directory(name: &str) -> PathBuf {
     let path = scratch().join("models").join(name);
     fs::create_dir_all(&path).expect("a directory under target");
     path
