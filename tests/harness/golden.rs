@@ -64,7 +64,9 @@ impl Family {
             let mut places = Map::new();
             for (shard, tensors) in [("a.safetensors", first), ("b.safetensors", second)] {
                 put(shard, &safetensors(tensors));
-                let named = tensors.iter().map(|(name, _)| ((*name).clone(), shard.into()));
+                let named = tensors
+                    .iter()
+                    .map(|(name, _)| ((*name).clone(), shard.into()));
                 places.extend(named);
             }
             let index = json!({"metadata": {}, "weight_map": places});
