@@ -1,0 +1,100 @@
+//! How memory is split: weights first, then room for the work of a step, then KV.
+
+use engine::{Axis, Demand, Profile};
+use model::{Decoder, Mlp};
+
+use crate::kernels::LANES;
+use crate::weights::Packed;
+use crate::{OpenError, Precision};
+
+/// Positions of a page. A page of keys is then a panel of the kernels, sixteen columns wide.
+pub(crate) const PAGE: usize = LANES;
+
+/// Rows of logits that are computed at once at the least: with the largest vocabularies (150 000
+/// tokens) this many take 40 MB.
+const LOGIT_ROWS: u32 = 64;
+
+/// Of the memory that weights and work leave, the part that KV takes unless told otherwise: 1 / this.
+/// The rest is the server's, and the system's cache of the checkpoint.
+const KV_PART: u64 = 2;
+
+/// What a device will hold.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) profile: Profile,
+    /// Rows of logits that are computed at once.
+    pub(crate) logit_rows: usize,
+}
+
+impl Plan {
+    /// Splits `free` bytes.
+    ///
+    /// # Errors
+    /// [`OpenError::Memory`] where they do not hold what is asked.
+    pub(crate) fn new(
+        decoder: &Decoder,
+        precision: Precision,
+        demand: &Demand,
+        free: u64,
+    ) -> Result<Self, OpenError> {
+        let logit_rows = demand.rows.max(LOGIT_ROWS);
+        let weights = Packed::bytes(decoder, precision);
+        let work = work_bytes(decoder, demand, logit_rows);
+        let page = page_bytes(decoder);
+        let pages_of = |positions: u64| positions.div_ceil(PAGE as u64).max(1);
+        let one_row = pages_of(demand.context.into());
+        let pages = match demand.kv_tokens {
+            Some(positions) => pages_of(positions),
+            None => {
+                let left = free.saturating_sub(weights + work) / KV_PART;
+                let every_row = one_row.saturating_mul(demand.rows.max(1).into());
+                // Page 0 upward: at least one sequence of full length must fit.
+                every_row.min(left / page).max(one_row)
+            }
+        };
+        let pages = u32::try_from(pages).unwrap_or(u32::MAX);
+        let kv = u64::from(pages).saturating_mul(page);
+        let needed = (weights + work).saturating_add(kv);
+        if needed > free {
+            return Err(OpenError::Memory {
+                needed,
+                free,
+                weights,
+                kv,
+            });
+        }
+        Ok(Self {
+            profile: Profile {
+                prefill: Axis::UpTo(demand.step_tokens),
+                decode: Axis::UpTo(demand.rows),
+                context: Axis::UpTo(demand.context),
+                mixed: true,
+                #[expect(clippy::cast_possible_truncation, reason = "it is 16")]
+                page_tokens: PAGE as u32,
+                pages,
+                vocabulary: decoder.vocabulary,
+                candidates: decoder.vocabulary,
+                depth: 1,
+            },
+            logit_rows: logit_rows as usize,
+        })
+    }
+}
+
+/// Bytes of one page of KV, in all layers, in F32.
+fn page_bytes(decoder: &Decoder) -> u64 {
+    let attention = &decoder.attention;
+    let head = (attention.head_size as usize).next_multiple_of(LANES) as u64;
+    2 * 4 * PAGE as u64 * head * u64::from(attention.kv_heads) * u64::from(decoder.layers)
+}
+
+/// Bytes of the activations of the largest step, and of the logits.
+fn work_bytes(decoder: &Decoder, demand: &Demand, logit_rows: u32) -> u64 {
+    let attention = &decoder.attention;
+    let Mlp::Gated { size, .. } = decoder.mlp;
+    let heads = u64::from(attention.heads + 2 * attention.kv_heads);
+    let attended = (heads + 2 * u64::from(attention.heads)) * u64::from(attention.head_size);
+    let token = attended + 2 * u64::from(decoder.hidden) + u64::from(size);
+    let tokens = u64::from(demand.step_tokens) + u64::from(demand.rows);
+    4 * (token * tokens + u64::from(logit_rows) * u64::from(decoder.vocabulary))
+}
