@@ -115,6 +115,8 @@ impl Attention<'_> {
             ..
         } = scratch;
         let rows = tile.tokens.len() * self.heads.group();
+        // The last tile of a row may have fewer tokens than others.
+        let out = &mut out[..rows * self.shape.head()];
         let end = tile.position + tile.tokens.len();
         let first = self.heads.visible(tile.position).start / PAGE;
         let pages = &self.pages[tile.pages.clone()][first..end.div_ceil(PAGE)];
