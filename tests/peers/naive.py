@@ -17,7 +17,8 @@ from transformers import AsyncTextIteratorStreamer, AutoModelForCausalLM, AutoTo
 
 folder, port = sys.argv[1], int(sys.argv[2])
 tokenizer = AutoTokenizer.from_pretrained(folder)
-model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+# The checkpoint's own format, BF16, which is what transformers takes if nothing is said.
+model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
 one_at_a_time = asyncio.Lock()
 app = FastAPI()
 
