@@ -58,6 +58,7 @@ fn command(server: &Path, weights: &Path, address: SocketAddr, effort: Effort) -
     let mut command = Command::new(server);
     command.arg("--model").arg(weights);
     let settings = [
+        ("--alias", model::NAME.to_owned()),
         ("--host", address.ip().to_string()),
         ("--port", address.port().to_string()),
         ("--parallel", effort.clients.to_string()),

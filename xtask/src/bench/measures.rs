@@ -115,8 +115,8 @@ pub(super) struct Row {
     pub(super) measure: &'static str,
     pub(super) digits: usize,
     pub(super) better: Better,
-    #[serde(skip)]
-    of_load: bool,
+    /// Whether it changes with the number of clients.
+    pub(super) of_load: bool,
     #[serde(skip)]
     pub(super) plotted: bool,
     pub(super) cells: Vec<Cell>,
@@ -307,6 +307,7 @@ mod tests {
             round: 1,
             start_to_ready: 1.0,
             peak_bytes: 3 << 20,
+            share_of_others: 0.0,
             single: report.clone(),
             many: report,
         }

@@ -9,6 +9,7 @@ mod measures;
 mod naive;
 mod peer;
 mod plot;
+mod processor;
 mod report;
 mod server;
 
@@ -194,6 +195,11 @@ fn fresh_output(workspace: &Workspace) -> Result<PathBuf> {
 fn save(results: &Results, folder: &Path) -> Result<()> {
     let table = measures::table(&results.medians);
     println!("\n{}\n\n{table}", results.machine);
+    let others = results.rounds.iter().map(|round| round.share_of_others);
+    println!(
+        "Others took at most {:.0} % of the processor while a server was measured.",
+        100.0 * others.fold(0.0, f64::max)
+    );
     let json = serde_json::to_string_pretty(results)?;
     let saved = [
         ("bench.json", json + "\n"),

@@ -46,12 +46,17 @@ fn panel(svg: &mut String, row: &Row) {
         PANEL.0 - 20.0
     )
     .ok();
-    let most = row
-        .cells
-        .iter()
+    // Waits under fewer clients are no match for waits under more: the table has them.
+    let clients = row.cells.iter().map(|cell| cell.clients).max();
+    let shown = || {
+        row.cells
+            .iter()
+            .filter(|cell| !row.of_load || Some(cell.clients) == clients)
+    };
+    let most = shown()
         .map(|cell| cell.max)
         .fold(f64::MIN_POSITIVE, f64::max);
-    for (number, cell) in row.cells.iter().enumerate() {
+    for (number, cell) in shown().enumerate() {
         let y = 38.0 + number as f64 * (BAR.0 + BAR.1);
         bar(svg, cell, row.digits, y, LONGEST / most);
     }

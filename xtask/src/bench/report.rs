@@ -11,6 +11,7 @@ use crate::run::run;
 
 use super::Name;
 use super::peer::Peer;
+use super::processor::Times;
 use super::server::Server;
 
 /// One start of one server: a single stream, then many clients.
@@ -22,6 +23,8 @@ pub(super) struct Round {
     pub(super) start_to_ready: f64,
     /// The most memory it held, in bytes.
     pub(super) peak_bytes: u64,
+    /// The share of the processor that was taken by neither server nor client, from 0 to 1.
+    pub(super) share_of_others: f64,
     pub(super) single: Report,
     pub(super) many: Report,
 }
@@ -83,9 +86,12 @@ impl Round {
             serde_json::from_str::<Report>(&text).context("`appliance bench` reports differently")
         };
         let effort = peer.effort;
+        let before = Times::now(server.id())?;
         let single = load(1, effort.single, number * 2)?;
         let many = load(effort.clients, effort.clients, number * 2 + 1)?;
+        let after = Times::now(server.id())?;
         Ok(Round {
+            share_of_others: after.share_of_others_since(before),
             peer: peer.name,
             round: number + 1,
             start_to_ready: server.ready_after.as_secs_f64(),
