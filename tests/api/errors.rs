@@ -1,7 +1,7 @@
 //! Errors: the status, the body and the code that clients branch on.
 
 use appliance_tests::{Model, Request, Response, Server};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::{CHAT, COMPLETIONS, chain, chat, completion};
 
@@ -11,7 +11,7 @@ fn error(response: &Response) -> Value {
     let error = body["error"]
         .as_object()
         .unwrap_or_else(|| panic!("an error, not {body}"));
-    assert_eq!(body.as_object().unwrap().len(), 1, "{body}");
+    assert_eq!(body.as_object().map(Map::len), Some(1), "{body}");
     let keys: Vec<&str> = error.keys().map(String::as_str).collect();
     for key in ["message", "type", "param", "code"] {
         assert!(keys.contains(&key), "{key} is missing: {body}");

@@ -23,13 +23,14 @@ fn refuses(name: &str, spoil: impl FnOnce(&Model), told: &[&str]) {
 /// Changes a file of JSON.
 fn edit(model: &Model, file: &str, change: impl FnOnce(&mut Value)) {
     let path = model.path.join(file);
-    let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let bytes = fs::read(&path).expect("a file of the model");
+    let mut value = serde_json::from_slice(&bytes).expect("JSON");
     change(&mut value);
-    fs::write(path, value.to_string()).unwrap();
+    fs::write(path, value.to_string()).expect("a file of the copy");
 }
 
 fn remove(model: &Model, file: &str) {
-    fs::remove_file(model.path.join(file)).unwrap();
+    fs::remove_file(model.path.join(file)).expect("a file of the copy");
 }
 
 #[test]
