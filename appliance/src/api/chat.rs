@@ -58,7 +58,7 @@ const TOOLS: &str = "calls of tools are not parsed out of the answer. Leave it o
 struct Chat {
     ask: Ask,
     manner: Manner,
-    /// How many top tokens to tell of, if any.
+    /// Whether to tell how likely each token was.
     logprobs: bool,
 }
 

@@ -388,6 +388,8 @@ impl Dialect {
 mod tests {
     use std::time::Instant;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     /// What a request with `fields` asks of a model with a context of 100 and a vocabulary of 50.
@@ -545,5 +547,47 @@ mod tests {
             panic!("a mask")
         };
         assert_eq!((mask.count(), mask.allows(TokenId(49))), (2, true));
+    }
+
+    /// JSON of every form that a field may meet.
+    fn json() -> impl Strategy<Value = String> {
+        let leaf = prop_oneof![
+            Just("null".to_owned()),
+            any::<bool>().prop_map(|it| it.to_string()),
+            any::<i64>().prop_map(|it| it.to_string()),
+            (-3_i64..60).prop_map(|it| it.to_string()),
+            any::<f64>()
+                .prop_filter("JSON has no such number", |it| it.is_finite())
+                .prop_map(|it| format!("{it:e}")),
+            "[ -~é]{0,4}".prop_map(|it| format!("{it:?}").replace('\'', "")),
+        ];
+        leaf.prop_recursive(2, 8, 4, |inner| {
+            let list = prop::collection::vec(inner.clone(), 0..4);
+            let object = prop::collection::vec(("[a-z0-9]{0,3}", inner), 0..4);
+            let entry = |(name, json): (String, String)| format!("{name:?}: {json}");
+            prop_oneof![
+                list.prop_map(|list| format!("[{}]", list.join(", "))),
+                object.prop_map(move |entries| {
+                    let entries: Vec<_> = entries.into_iter().map(entry).collect();
+                    format!("{{{}}}", entries.join(", "))
+                }),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_of_any_field_is_taken_or_refused_by_name(
+            field in prop::sample::select(Params::described().iter().map(|(name, ..)| *name).collect::<Vec<_>>()),
+            json in json(),
+            prompt in 0_usize..120,
+        ) {
+            let body = format!("{{\"{field}\": {json}}}");
+            if let Err(error) = ask(&body, prompt) {
+                let body = serde_json::to_value(error.body()).unwrap();
+                let param = body["error"]["param"].as_str().unwrap();
+                prop_assert!([field, "prompt", "max_tokens"].contains(&param), "{}", body);
+            }
+        }
     }
 }

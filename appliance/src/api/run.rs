@@ -185,7 +185,7 @@ impl Run {
                 reason,
             } => {
                 let index = index(choice);
-                self.open -= 1;
+                self.open = self.open.saturating_sub(1);
                 match (End::new(reason)?, self.muted) {
                     (end, false) => Part::End { index, text, end },
                     (_, true) => Part::End {
