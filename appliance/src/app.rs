@@ -17,7 +17,7 @@ use tokio::sync::watch;
 
 use crate::api;
 use crate::config::{ConfigError, Flags, LogFormat, Resolved};
-use crate::drain::{self, Signals};
+use crate::drain::{self, Cut, Signals};
 use crate::drivers::{self, DriverError};
 use crate::engine_thread::{self, Mailbox};
 use crate::generation::{Ask, Generator, Piece, Reason, Refusal};
@@ -73,16 +73,19 @@ pub enum Failure {
     /// The device was lost while it served.
     #[error(transparent)]
     Lost(#[from] Lost),
+    /// A second signal cut the drain short.
+    #[error("ended by a second signal, before all requests had finished")]
+    Cut,
 }
 
 impl Failure {
     /// [`USAGE`] where starting again with the same settings is no use, 70 where the device is lost,
-    /// 1 where the host may be better next time.
+    /// 1 where the host may be better next time, or not all requests had finished.
     pub fn code(&self) -> ExitCode {
         match self {
             Self::Config(_) | Self::Model { .. } => USAGE.into(),
             Self::Lost(_) => LOST.into(),
-            Self::Listen { .. } | Self::Host(_) => ExitCode::FAILURE,
+            Self::Listen { .. } | Self::Host(_) | Self::Cut => ExitCode::FAILURE,
         }
     }
 }
@@ -211,7 +214,11 @@ async fn run(settings: Arc<Resolved>) -> Result<(), Failure> {
         () = signals.next() => {
             metrics.phase("draining");
             let grace = settings.grace;
-            drain::drain(served, &mailbox, &phase, http, grace, &mut signals).await?;
+            let drained = drain::drain(served, &mailbox, &phase, http, grace, &mut signals).await;
+            drained.map_err(|cut| match cut {
+                Cut::Lost(lost) => lost.into(),
+                Cut::Now => Failure::Cut,
+            })?;
             tracing::info!("drained");
             Ok(())
         }

@@ -40,11 +40,19 @@ impl Signals {
     }
 }
 
-/// Lets what runs and waits finish within `grace`, refuses what is new, then closes. A further
-/// signal ends it now.
+/// Why a drain did not come to its end.
+#[derive(Debug)]
+pub(crate) enum Cut {
+    /// The device was lost meanwhile.
+    Lost(Lost),
+    /// A second signal asked for the end at once.
+    Now,
+}
+
+/// Lets what runs and waits finish within `grace`, refuses what is new, then closes.
 ///
 /// # Errors
-/// The device was lost meanwhile.
+/// What came in between.
 pub(crate) async fn drain(
     served: Arc<Served>,
     mailbox: &Mailbox,
@@ -52,7 +60,7 @@ pub(crate) async fn drain(
     http: http::Server,
     grace: Duration,
     signals: &mut Signals,
-) -> Result<(), Lost> {
+) -> Result<(), Cut> {
     phase.send_replace(Phase::Draining(Some(served)));
     tracing::info!(
         grace_s = grace.as_secs(),
@@ -65,17 +73,14 @@ pub(crate) async fn drain(
             None
         }
         ended = mailbox.ended() => ended.err(),
-        () = signals.next() => {
-            tracing::warn!("a second signal: ending now");
-            return Ok(());
-        }
+        () = signals.next() => return Err(Cut::Now),
     };
     mailbox.end("the server is shutting down");
     tokio::select! {
         () = http.close(LAST_BYTES) => {}
-        () = signals.next() => {}
+        () = signals.next() => return Err(Cut::Now),
     }
-    lost.map_or(Ok(()), Err)
+    lost.map_or(Ok(()), |lost| Err(Cut::Lost(lost)))
 }
 
 /// The device is lost: every client gets to know, then the server closes.
