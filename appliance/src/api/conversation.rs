@@ -4,7 +4,7 @@ use serde_json::{Map, Value};
 
 use super::body::{Fields, fields};
 use super::error::ApiError;
-use super::field::{Field as _, Object, Objects};
+use super::field::{Object, Objects};
 use crate::served::Served;
 use crate::text::{Template, TemplateOptions};
 
@@ -96,7 +96,7 @@ impl Conversation {
     }
 }
 
-/// Checks one message and brings it to the form that templates expect.
+/// Checks one message. What is in a content's parts and in calls of tools is the template's to read.
 fn message((index, message): (usize, Value)) -> Result<Value, ApiError> {
     let wrong = |what: &str| ApiError::invalid("messages", format!("`messages[{index}]{what}."));
     let Value::Object(mut message) = message else {
@@ -104,72 +104,24 @@ fn message((index, message): (usize, Value)) -> Result<Value, ApiError> {
     };
     let role = match message.get("role").and_then(Value::as_str) {
         Some("") | None => return Err(wrong(".role` must be a text, such as \"user\"")),
-        // OpenAI's newer name; templates know the older one.
-        Some("developer") => "system",
         Some(role) => role,
+    };
+    // OpenAI's newer name; templates know the older one.
+    let developer = role == "developer";
+    let may_be_silent = ["assistant", "tool", "function"].contains(&role);
+    match message.get("content") {
+        Some(Value::String(_) | Value::Array(_)) => {}
+        // A message that only calls tools: empty, as vLLM has it, because templates join texts.
+        None | Some(Value::Null) if may_be_silent => {
+            message.insert("content".into(), "".into());
+        }
+        None | Some(Value::Null) => return Err(wrong(".content` is missing")),
+        Some(_) => return Err(wrong(".content` must be a text or a list of parts")),
     }
-    .to_owned();
-    let content = content(message.remove("content").unwrap_or(Value::Null))
-        .map_err(|what| wrong(&format!(".content{what}")))?;
-    if content.is_none() && !matches!(&role[..], "assistant" | "tool" | "function") {
-        return Err(wrong(".content` is missing"));
-    }
-    message.insert("role".into(), role.into());
-    message.insert("content".into(), content.into());
-    if let Some(calls) = message.get_mut("tool_calls") {
-        tool_calls(calls).map_err(|what| wrong(&format!(".tool_calls{what}")))?;
+    if developer {
+        message.insert("role".into(), "system".into());
     }
     Ok(Value::Object(message))
-}
-
-/// The text of a content: itself, or its parts as lines, as vLLM joins them.
-fn content(content: Value) -> Result<Option<String>, String> {
-    let parts = match content {
-        Value::Null => return Ok(None),
-        Value::String(text) => return Ok(Some(text)),
-        Value::Array(parts) => parts,
-        _ => return Err("` must be a text or a list of parts".into()),
-    };
-    let text = |(index, part): (usize, &Value)| {
-        let kind = part.get("type").and_then(Value::as_str).unwrap_or("text");
-        match (kind, part.get(kind).and_then(Value::as_str)) {
-            ("text" | "refusal", Some(text)) => Ok(text.to_owned()),
-            ("text" | "refusal", None) => Err(format!("[{index}].{kind}` must be a text")),
-            _ => Err(format!(
-                "[{index}].type` is {kind:?}, but this model reads text only"
-            )),
-        }
-    };
-    let lines = parts
-        .iter()
-        .enumerate()
-        .map(text)
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Some(lines.join("\n")))
-}
-
-/// Past calls of tools: their arguments come as the text of an object, and templates expect the
-/// object.
-fn tool_calls(calls: &mut Value) -> Result<(), String> {
-    let calls = match calls {
-        Value::Null => return Ok(()),
-        Value::Array(calls) => calls,
-        _ => return Err("` must be a list".into()),
-    };
-    for (index, call) in calls.iter_mut().enumerate() {
-        let Some(arguments) = call.pointer_mut("/function/arguments") else {
-            return Err(format!("[{index}].function.arguments` is missing"));
-        };
-        let parsed = match arguments.as_str() {
-            None => continue,
-            Some("") => Some(Value::Object(Map::new())),
-            Some(text) => Object::parse(text).map(|Object(arguments)| Value::Object(arguments)),
-        };
-        *arguments = parsed.ok_or_else(|| {
-            format!("[{index}].function.arguments` must be the text of an object")
-        })?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -193,17 +145,13 @@ mod tests {
     fn messages_are_brought_to_one_form() {
         let user = |content: Value| json!([{"role": "user", "content": content}]);
         check(user(json!("a")), Ok(user(json!("a"))));
-        let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
-        check(user(parts), Ok(user(json!("a\nb"))));
         check(
             json!([{"role": "developer", "content": "a", "name": "x"}]),
-            Ok(json!([{"role": "system", "name": "x", "content": "a"}])),
+            Ok(json!([{"role": "system", "content": "a", "name": "x"}])),
         );
         check(
-            json!([{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{\"x\": 1}"}}]}]),
-            Ok(
-                json!([{"role": "assistant", "content": null, "tool_calls": [{"function": {"name": "f", "arguments": {"x": 1}}}]}]),
-            ),
+            json!([{"role": "assistant", "tool_calls": []}]),
+            Ok(json!([{"role": "assistant", "tool_calls": [], "content": ""}])),
         );
     }
 
@@ -225,18 +173,6 @@ mod tests {
         check(
             json!([{"role": "user", "content": 1}]),
             Err("`messages[0].content` must be a text or a list of parts."),
-        );
-        check(
-            json!([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),
-            Err("`messages[0].content[0].type` is \"image_url\", but this model reads text only."),
-        );
-        check(
-            json!([{"role": "user", "content": [{"type": "text"}]}]),
-            Err("`messages[0].content[0].text` must be a text."),
-        );
-        check(
-            json!([{"role": "assistant", "tool_calls": [{"function": {"arguments": "x"}}]}]),
-            Err("`messages[0].tool_calls[0].function.arguments` must be the text of an object."),
         );
     }
 
