@@ -1,0 +1,92 @@
+"""Servers for real clients: the binary as a process, with the real model."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.request
+
+import openai
+import pytest
+
+# How long anything may take before a test calls it hung. A bound for failing, never a measure.
+PATIENCE = 120
+
+
+class Server:
+    """`appliance serve` on a free port."""
+
+    def __init__(self, log, *flags):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = "127.0.0.1:%d" % free.getsockname()[1]
+        model = os.environ["APPLIANCE_TEST_MODEL"]
+        command = [os.environ["APPLIANCE_BIN"], "serve", "--model", model, "--listen", address]
+        settings = ("APPLIANCE_", "HF_")
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
+        self.url = "http://" + address
+        self.log = log
+        with open(log, "wb") as out:
+            self.process = subprocess.Popen(
+                command + list(flags), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=clean
+            )
+        eventually("the server is ready", self.is_ready)
+
+    def is_ready(self):
+        assert self.process.poll() is None, self.log.read_text()
+        try:
+            with urllib.request.urlopen(self.url + "/health", timeout=PATIENCE) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def metric(self, name):
+        """The value of the first series of a name."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=PATIENCE) as answer:
+            lines = answer.read().decode().splitlines()
+        values = [line for line in lines if line.split("{")[0].split(" ")[0] == name]
+        return float(values[0].rsplit(" ", 1)[1])
+
+    def client(self, kind=openai.OpenAI, **options):
+        options = {"max_retries": 0, "timeout": PATIENCE, **options}
+        return kind(base_url=self.url + "/v1", api_key="none", **options)
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(PATIENCE)
+
+
+def eventually(what, fact):
+    """Waits until `fact()` holds."""
+    end = time.monotonic() + PATIENCE
+    while not fact():
+        assert time.monotonic() < end, "not within %d s: %s" % (PATIENCE, what)
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    """A server as it comes."""
+    server = Server(tmp_path_factory.mktemp("server") / "log")
+    yield server
+    assert server.stop() == 0, server.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def narrow(tmp_path_factory):
+    """A server with room for one request and for small bodies."""
+    flags = ["--max-running", "1", "--max-queue", "0", "--body-limit", "64KiB"]
+    server = Server(tmp_path_factory.mktemp("narrow") / "log", *flags)
+    yield server
+    assert server.stop() == 0, server.log.read_text()
+
+
+@pytest.fixture(scope="session")
+def client(server):
+    return server.client()
+
+
+@pytest.fixture(scope="session")
+def model(client):
+    return client.models.list().data[0].id
