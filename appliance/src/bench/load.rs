@@ -174,3 +174,66 @@ impl Shown {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+    use std::thread;
+
+    use super::*;
+
+    const STREAM: &str = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n\
+        data: {\"choices\":[{\"delta\":{\"content\":\"b\"}}]}\n\ndata: [DONE]\n\n";
+    const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\nconnection: close\r\n\r\nall is full";
+
+    /// A server that answers every request with `answer`, and a load of 5 requests for it.
+    fn load(answer: &'static str) -> Load {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            for socket in listener.incoming() {
+                let mut socket = socket.unwrap();
+                // Each request is small enough to come in one piece.
+                socket.read(&mut [0; 1 << 16]).unwrap();
+                socket.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        Load {
+            target: format!("http://{address}").parse().unwrap(),
+            model: "m".into(),
+            clients: 3,
+            requests: 5,
+            prompt_tokens: 50,
+            output_tokens: 2,
+            seed: 0,
+            timeout: Duration::from_secs(60),
+        }
+    }
+
+    #[tokio::test]
+    async fn every_request_is_sent_once_and_answered() {
+        let load = load(STREAM);
+        load.warm_up(1).await.unwrap();
+        let outcome = load.run().await;
+        let tokens: Vec<_> = outcome
+            .answers
+            .iter()
+            .map(|answer| answer.as_ref().unwrap().output_tokens)
+            .collect();
+        assert_eq!(tokens, [2; 5]);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_in_the_servers_words() {
+        let load = load(BUSY);
+        assert!(load.warm_up(1).await.is_err());
+        let outcome = load.run().await;
+        assert_eq!(outcome.answers.len(), 5);
+        for answer in outcome.answers {
+            let error = format!("{:#}", answer.unwrap_err());
+            assert_eq!(error, "503 Service Unavailable: all is full");
+        }
+    }
+}
