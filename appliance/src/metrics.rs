@@ -156,7 +156,7 @@ impl Metrics {
                 Refused::TooManyTokens { .. } => "max_num_queued_tokens",
                 Refused::TooLong { .. } | Refused::Invalid { .. } | Refused::Lost(_) => return,
             };
-            model.rejections.with_label_values(&[reason]).inc();
+            model.counts.rejections.with_label_values(&[reason]).inc();
         }
     }
 
@@ -218,7 +218,11 @@ impl Metrics {
     /// A choice ended.
     pub(crate) fn ended(&self, ended: Ended) {
         if let Some(model) = self.model() {
-            model.success.with_label_values(&[ended.name()]).inc();
+            model
+                .counts
+                .success
+                .with_label_values(&[ended.name()])
+                .inc();
         }
     }
 
@@ -321,10 +325,24 @@ impl Http {
 /// What the model is measured by.
 #[derive(Debug)]
 struct Model {
+    state: State,
+    counts: Counts,
+    times: Times,
+    sizes: Sizes,
+}
+
+/// How the engine stands now.
+#[derive(Debug)]
+struct State {
     running: IntGauge,
     waiting: IntGauge,
     waiting_tokens: IntGauge,
     kv_usage: Gauge,
+}
+
+/// What has happened since the start.
+#[derive(Debug)]
+struct Counts {
     prefix_queries: IntCounter,
     prefix_hits: IntCounter,
     preemptions: IntCounter,
@@ -335,7 +353,11 @@ struct Model {
     steps: IntCounter,
     rejections: IntCounterVec,
     success: IntCounterVec,
-    step_tokens: Histogram,
+}
+
+/// How long things take.
+#[derive(Debug)]
+struct Times {
     first_token: Histogram,
     inter_token: Histogram,
     per_output_token: Histogram,
@@ -345,32 +367,22 @@ struct Model {
     prefill: Histogram,
     decode: Histogram,
     inference: Histogram,
-    request_prompt: Histogram,
-    request_generation: Histogram,
-    request_computed: Histogram,
-    max_generation: Histogram,
-    params_n: Histogram,
-    params_max: Histogram,
 }
 
-impl Model {
-    fn new(makers: &Makers, context: u32, profile: &Profile) -> Self {
-        makers.constants(profile);
-        let tokens = one_two_five(context);
-        let seconds = |name, help, edges| makers.histogram(name, help, edges);
-        let counts = |name, help| makers.histogram(name, help, &tokens);
-        let rejections = makers.counters(
-            "vllm:admission_rejections_total",
-            "Requests refused because too much was waiting",
-            "reason",
-            &["max_num_queued_reqs", "max_num_queued_tokens"],
-        );
-        let success = makers.counters(
-            "vllm:request_success_total",
-            "Continuations that ended, by reason",
-            "finished_reason",
-            &Ended::ALL.map(Ended::name),
-        );
+/// How large things are.
+#[derive(Debug)]
+struct Sizes {
+    step_tokens: Histogram,
+    prompt: Histogram,
+    generation: Histogram,
+    computed: Histogram,
+    max_generation: Histogram,
+    choices: Histogram,
+    max_tokens: Histogram,
+}
+
+impl State {
+    fn new(makers: &Makers) -> Self {
         Self {
             running: makers.gauge("vllm:num_requests_running", "Continuations in execution"),
             waiting: makers.gauge("vllm:num_requests_waiting", "Requests that wait to be run"),
@@ -382,6 +394,13 @@ impl Model {
                 "vllm:kv_cache_usage_perc",
                 "The part of the KV pages that some request holds, 1 being all",
             ))),
+        }
+    }
+}
+
+impl Counts {
+    fn new(makers: &Makers) -> Self {
+        Self {
             prefix_queries: makers.counter(
                 "vllm:prefix_cache_queries_total",
                 "Prompt tokens looked up in the prefix cache",
@@ -405,116 +424,149 @@ impl Model {
                 "Tokens that steps were padded with to a size the device runs",
             ),
             steps: makers.counter("appliance_steps_total", "Steps that the device has run"),
-            rejections,
-            success,
-            step_tokens: seconds(
-                "vllm:iteration_tokens_total",
-                "Tokens of a step",
-                STEP_TOKENS,
+            rejections: makers.counters(
+                "vllm:admission_rejections_total",
+                "Requests refused because too much was waiting",
+                "reason",
+                &["max_num_queued_reqs", "max_num_queued_tokens"],
             ),
-            first_token: seconds(
+            success: makers.counters(
+                "vllm:request_success_total",
+                "Continuations that ended, by reason",
+                "finished_reason",
+                &Ended::ALL.map(Ended::name),
+            ),
+        }
+    }
+}
+
+impl Times {
+    fn new(makers: &Makers) -> Self {
+        let token = |name, help| makers.histogram(name, help, NEXT_TOKEN);
+        let request = |name, help| makers.histogram(name, help, REQUEST);
+        Self {
+            first_token: makers.histogram(
                 "vllm:time_to_first_token_seconds",
                 "From a request's arrival to its first token",
                 FIRST_TOKEN,
             ),
-            inter_token: seconds(
+            inter_token: token(
                 "vllm:inter_token_latency_seconds",
                 "From a token to the next of the same continuation",
-                NEXT_TOKEN,
             ),
-            per_output_token: seconds(
+            per_output_token: token(
                 "vllm:time_per_output_token_seconds",
                 "The same under its older name",
-                NEXT_TOKEN,
             ),
-            request_per_output_token: seconds(
+            request_per_output_token: token(
                 "vllm:request_time_per_output_token_seconds",
                 "A continuation's mean time from a token to the next",
-                NEXT_TOKEN,
             ),
-            e2e: seconds(
+            e2e: request(
                 "vllm:e2e_request_latency_seconds",
                 "From a request's arrival to its end",
-                REQUEST,
             ),
-            queue: seconds(
+            queue: request(
                 "vllm:request_queue_time_seconds",
                 "From a request's arrival to its first step",
-                REQUEST,
             ),
-            prefill: seconds(
+            prefill: request(
                 "vllm:request_prefill_time_seconds",
                 "From a request's first step to its first token",
-                REQUEST,
             ),
-            decode: seconds(
+            decode: request(
                 "vllm:request_decode_time_seconds",
                 "From a request's first token to its last",
-                REQUEST,
             ),
-            inference: seconds(
+            inference: request(
                 "vllm:request_inference_time_seconds",
                 "From a request's first step to its last token",
-                REQUEST,
             ),
-            request_prompt: counts("vllm:request_prompt_tokens", "Tokens of a prompt"),
-            request_generation: counts(
-                "vllm:request_generation_tokens",
-                "Tokens of a continuation",
+        }
+    }
+}
+
+impl Sizes {
+    /// Token counts go up to `context`.
+    fn new(makers: &Makers, context: u32) -> Self {
+        let edges = one_two_five(context);
+        let tokens = |name, help| makers.histogram(name, help, &edges);
+        Self {
+            step_tokens: makers.histogram(
+                "vllm:iteration_tokens_total",
+                "Tokens of a step",
+                STEP_TOKENS,
             ),
-            request_computed: counts(
+            prompt: tokens("vllm:request_prompt_tokens", "Tokens of a prompt"),
+            generation: tokens("vllm:request_generation_tokens", "Tokens of a continuation"),
+            computed: tokens(
                 "vllm:request_prefill_kv_computed_tokens",
                 "Tokens of a prompt that were not in the prefix cache",
             ),
-            max_generation: counts(
+            max_generation: tokens(
                 "vllm:request_max_num_generation_tokens",
                 "Tokens of a request's longest continuation so far",
             ),
-            params_n: seconds("vllm:request_params_n", "Continuations asked for", CHOICES),
-            params_max: counts(
+            choices: makers.histogram("vllm:request_params_n", "Continuations asked for", CHOICES),
+            max_tokens: tokens(
                 "vllm:request_params_max_tokens",
                 "Tokens that a continuation may have",
             ),
         }
     }
+}
+
+impl Model {
+    fn new(makers: &Makers, context: u32, profile: &Profile) -> Self {
+        makers.constants(profile);
+        Self {
+            state: State::new(makers),
+            counts: Counts::new(makers),
+            times: Times::new(makers),
+            sizes: Sizes::new(makers, context),
+        }
+    }
 
     fn stats(&self, before: &Stats, now: &Stats) {
-        self.running.set(i64::from(now.running));
-        self.waiting.set(i64::from(now.waiting));
+        self.state.running.set(i64::from(now.running));
+        self.state.waiting.set(i64::from(now.waiting));
         let waiting_tokens = i64::try_from(now.waiting_tokens).unwrap_or(i64::MAX);
-        self.waiting_tokens.set(waiting_tokens);
+        self.state.waiting_tokens.set(waiting_tokens);
         let pages = f64::from(now.pages.max(1));
-        self.kv_usage.set(f64::from(now.pages_used) / pages);
+        self.state.kv_usage.set(f64::from(now.pages_used) / pages);
         let add = |counter: &IntCounter, count: fn(&Stats) -> u64| {
             counter.inc_by(count(now).saturating_sub(count(before)));
         };
-        add(&self.prefix_queries, |stats| stats.prefix_queries);
-        add(&self.prefix_hits, |stats| stats.prefix_hits);
-        add(&self.preemptions, |stats| stats.preemptions);
-        add(&self.generation_tokens, |stats| stats.decode_tokens);
-        add(&self.padding_tokens, |stats| stats.padding_tokens);
-        add(&self.steps, |stats| stats.steps);
+        add(&self.counts.prefix_queries, |stats| stats.prefix_queries);
+        add(&self.counts.prefix_hits, |stats| stats.prefix_hits);
+        add(&self.counts.preemptions, |stats| stats.preemptions);
+        add(&self.counts.generation_tokens, |stats| stats.decode_tokens);
+        add(&self.counts.padding_tokens, |stats| stats.padding_tokens);
+        add(&self.counts.steps, |stats| stats.steps);
         if now.steps > before.steps {
             let tokens = |stats: &Stats| stats.prefill_tokens + stats.decode_tokens;
             let tokens = tokens(now).saturating_sub(tokens(before));
             // A turn lands one step.
-            self.step_tokens.observe(count(tokens));
+            self.sizes.step_tokens.observe(count(tokens));
         }
     }
 
     fn token(&self, shape: &Shape, times: &ChoiceTimes, first_of_request: bool, now: Duration) {
         if first_of_request {
-            self.prompt_tokens.inc_by(shape.prompt_tokens as u64);
-            self.cached_tokens.inc_by(u64::from(times.cached_tokens));
+            self.counts.prompt_tokens.inc_by(shape.prompt_tokens as u64);
+            self.counts
+                .cached_tokens
+                .inc_by(u64::from(times.cached_tokens));
         }
         match times.last {
             None => self
+                .times
                 .first_token
                 .observe(seconds(Some(shape.arrived), Some(now))),
             Some(last) => {
                 let seconds = seconds(Some(last), Some(now));
-                self.inter_token.observe(seconds);
-                self.per_output_token.observe(seconds);
+                self.times.inter_token.observe(seconds);
+                self.times.per_output_token.observe(seconds);
             }
         }
     }
@@ -528,24 +580,26 @@ impl Model {
             cached_tokens,
             ..
         } = *times;
-        self.e2e.observe(seconds(Some(shape.arrived), Some(now)));
-        self.queue
+        self.times
+            .e2e
+            .observe(seconds(Some(shape.arrived), Some(now)));
+        self.times
+            .queue
             .observe(seconds(Some(shape.arrived), started.or(Some(now))));
-        self.prefill.observe(seconds(started, first));
-        self.decode.observe(seconds(first, last));
-        self.inference.observe(seconds(started, last));
+        self.times.prefill.observe(seconds(started, first));
+        self.times.decode.observe(seconds(first, last));
+        self.times.inference.observe(seconds(started, last));
         if tokens > 1 {
             let mean = seconds(first, last) / f64::from(tokens - 1);
-            self.request_per_output_token.observe(mean);
+            self.times.request_per_output_token.observe(mean);
         }
-        self.request_prompt
-            .observe(count(shape.prompt_tokens as u64));
-        self.request_generation.observe(f64::from(tokens));
+        self.sizes.prompt.observe(count(shape.prompt_tokens as u64));
+        self.sizes.generation.observe(f64::from(tokens));
         let computed = (shape.prompt_tokens as u64).saturating_sub(u64::from(cached_tokens));
-        self.request_computed.observe(count(computed));
-        self.max_generation.observe(f64::from(tokens));
-        self.params_n.observe(f64::from(shape.choices));
-        self.params_max.observe(f64::from(shape.max_tokens));
+        self.sizes.computed.observe(count(computed));
+        self.sizes.max_generation.observe(f64::from(tokens));
+        self.sizes.choices.observe(f64::from(shape.choices));
+        self.sizes.max_tokens.observe(f64::from(shape.max_tokens));
     }
 }
 
