@@ -5,10 +5,15 @@
 //! no thread, no clock, no text.
 #![forbid(unsafe_code)]
 
+mod admission;
 mod backend;
 mod delivery;
 mod engine;
+mod pages;
 mod request;
+mod sample;
+mod schedule;
+mod sequence;
 mod step;
 
 pub use backend::{Axis, Backend, Cause, Demand, Device, Fault, Profile, Ticket};

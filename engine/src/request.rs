@@ -80,6 +80,15 @@ pub struct Penalties {
     pub frequency: f32,
 }
 
+impl Penalties {
+    /// No penalties.
+    pub const NONE: Self = Self {
+        repetition: 1.0,
+        presence: 0.0,
+        frequency: 0.0,
+    };
+}
+
 /// What ends a continuation.
 #[derive(Clone, Debug)]
 pub struct Stop {
