@@ -42,7 +42,8 @@ impl GenerationDefaults {
         Self::of(&read(GENERATION)?, &read(CONFIG)?)
     }
 
-    fn of(
+    /// Reads the defaults from both files' objects.
+    pub(crate) fn of(
         generation: &Map<String, Value>,
         config: &Map<String, Value>,
     ) -> Result<Self, ConfigError> {

@@ -8,6 +8,8 @@ mod dtype;
 mod fields;
 mod generation;
 pub mod gguf;
+#[doc(hidden)]
+pub mod parsers;
 mod weights;
 
 pub use checkpoint::{CheckpointError, HeaderError, IndexError};

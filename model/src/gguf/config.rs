@@ -69,11 +69,11 @@ pub(super) fn architecture(keys: Keys<'_>) -> Result<Architecture, KeyError> {
     })
 }
 
-/// Builds `config.json`. `frequencies` are the numbers of the tensor [`FREQUENCIES`].
+/// Builds `config.json`. `divisors` are the numbers of the tensor [`FREQUENCIES`].
 pub(super) fn config(
     gguf: &Container,
     architecture: Architecture,
-    frequencies: Option<&[f32]>,
+    divisors: Option<&[f32]>,
 ) -> Result<Map<String, Value>, KeyError> {
     let keys = Keys(&gguf.values);
     let prefix = format!("{}.", architecture.name);
@@ -99,6 +99,11 @@ pub(super) fn config(
     let epsilon = key("attention.layer_norm_rms_epsilon");
     let theta = keys.number(&key("rope.freq_base"))?.unwrap_or(10_000.0);
     let context = whole("context_length")?;
+    let divided = divisors.map(|divisors| Divided {
+        divisors,
+        theta: narrow(theta),
+        head_size,
+    });
     let mut config = json!({
         "architectures": [architecture.class],
         "model_type": architecture.name,
@@ -114,11 +119,7 @@ pub(super) fn config(
         "rms_norm_eps": required(&epsilon, keys.number(&epsilon)?)?,
         "max_position_embeddings": context,
         "rope_theta": theta,
-        "rope_scaling": scaling(keys, &prefix, context, frequencies, |scaling| {
-            #[expect(clippy::cast_possible_truncation, reason = "as Decoder::parse reads it")]
-            let rope = Rope { theta: theta as f32, scaling };
-            rope.frequencies(head_size).0
-        })?,
+        "rope_scaling": scaling(keys, &prefix, context, divided.as_ref())?,
         "tie_word_embeddings": !gguf.tensors.contains_key("output.weight"),
         "attention_bias": gguf.tensors.contains_key("blk.0.attn_q.bias"),
         "mlp_bias": gguf.tensors.contains_key("blk.0.ffn_up.bias"),
@@ -135,20 +136,25 @@ fn rows(embedding: Option<&Stored>) -> usize {
     embedding.map_or(0, |tensor| tensor.shape[0])
 }
 
-/// `rope_scaling`; `frequencies_of` gives the rotary frequencies under a scaling.
+/// Rotary frequencies as llama.cpp keeps those of Llama 3: unscaled, with a divisor for each.
+struct Divided<'a> {
+    divisors: &'a [f32],
+    theta: f32,
+    head_size: u32,
+}
+
 fn scaling(
     keys: Keys<'_>,
     prefix: &str,
     context: u32,
-    divisors: Option<&[f32]>,
-    frequencies_of: impl Fn(RopeScaling) -> Vec<f32>,
+    divided: Option<&Divided<'_>>,
 ) -> Result<Value, KeyError> {
     let key = |name: &str| format!("{prefix}rope.scaling.{name}");
     let kind = keys.text(&key("type"))?.unwrap_or("none");
     let factor = || required(&key("factor"), keys.number(&key("factor"))?);
-    if let Some(divisors) = divisors {
+    if let Some(divided) = divided {
         return match kind {
-            "none" => llama3(divisors, frequencies_of).ok_or_else(|| KeyError::Unsupported {
+            "none" => divided.llama3().ok_or_else(|| KeyError::Unsupported {
                 key: FREQUENCIES.into(),
                 found: "a list of divisors".into(),
                 supported: "those of Llama 3 (low_freq_factor 1, high_freq_factor 4, \
@@ -173,34 +179,43 @@ fn scaling(
     }
 }
 
-/// The scaling of Llama 3 that has these divisors. All releases (3.1, 3.2, 3.3) differ in the
-/// factor only, which is the largest divisor.
-fn llama3(divisors: &[f32], frequencies_of: impl Fn(RopeScaling) -> Vec<f32>) -> Option<Value> {
-    const LOW: f32 = 1.0;
-    const HIGH: f32 = 4.0;
-    const ORIGINAL: u32 = 8192;
-    let factor = divisors.iter().copied().fold(0.0, f32::max);
-    let scaled = frequencies_of(RopeScaling::Llama3 {
-        factor,
-        low: LOW,
-        high: HIGH,
-        original: ORIGINAL,
-    });
-    let plain = frequencies_of(RopeScaling::None);
-    // The converter computed in F32, in an order of its own.
-    let close = |((plain, scaled), divisor): ((&f32, &f32), &f32)| {
-        (plain / scaled - divisor).abs() <= 1e-4 * divisor
-    };
-    let same = plain.len() == divisors.len() && plain.iter().zip(&scaled).zip(divisors).all(close);
-    same.then(|| {
-        json!({
-            "rope_type": "llama3",
-            "factor": factor,
-            "low_freq_factor": LOW,
-            "high_freq_factor": HIGH,
-            "original_max_position_embeddings": ORIGINAL,
+impl Divided<'_> {
+    /// The scaling of Llama 3 that has these divisors. All releases (3.1, 3.2, 3.3) differ in the
+    /// factor only, which is the largest divisor.
+    fn llama3(&self) -> Option<Value> {
+        const LOW: f32 = 1.0;
+        const HIGH: f32 = 4.0;
+        const ORIGINAL: u32 = 8192;
+        if self.divisors.len() != self.head_size as usize / 2 {
+            return None;
+        }
+        let frequencies = |scaling| {
+            let theta = self.theta;
+            Rope { theta, scaling }.frequencies(self.head_size).0
+        };
+        let factor = self.divisors.iter().copied().fold(0.0, f32::max);
+        let plain = frequencies(RopeScaling::None);
+        let scaled = frequencies(RopeScaling::Llama3 {
+            factor,
+            low: LOW,
+            high: HIGH,
+            original: ORIGINAL,
+        });
+        // The converter computed in F32, in an order of its own.
+        let close = |((plain, scaled), divisor): ((&f32, &f32), &f32)| {
+            (plain / scaled - divisor).abs() <= 1e-4 * divisor
+        };
+        let same = plain.iter().zip(&scaled).zip(self.divisors).all(close);
+        same.then(|| {
+            json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": LOW,
+                "high_freq_factor": HIGH,
+                "original_max_position_embeddings": ORIGINAL,
+            })
         })
-    })
+    }
 }
 
 /// Builds `generation_config.json`: special tokens, and how the makers would sample.
@@ -243,4 +258,12 @@ fn tokens(keys: Keys<'_>) -> Result<Map<String, Value>, KeyError> {
         .into_iter()
         .filter_map(|(field, value)| Some((field.into(), value?)));
     Ok(present.collect())
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "as Decoder::parse reads it"
+)]
+fn narrow(number: f64) -> f32 {
+    number as f32
 }

@@ -8,7 +8,7 @@ mod tokenizer;
 mod weights;
 
 use std::fs::{self, File, Permissions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,7 @@ use crate::bytes::Map as Mapped;
 use crate::checkpoint::{CheckpointError, SINGLE};
 use crate::decoder::Decoder;
 use crate::fields::ConfigError;
+use crate::generation::GenerationDefaults;
 use crate::weights::Weights;
 use container::Container;
 use keys::Keys;
@@ -95,8 +96,7 @@ pub struct Progress {
 }
 
 /// What an import will write: made from a GGUF's bytes without touching any other file.
-#[derive(Debug)]
-pub struct Plan {
+struct Plan {
     texts: [(&'static str, Vec<u8>); 4],
     decoder: Decoder,
     tensors: Vec<weights::Planned>,
@@ -104,17 +104,16 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads the head of a GGUF `file` given whole.
-    ///
-    /// # Errors
-    /// Whatever is broken or not supported, by name.
-    pub fn of(file: &[u8]) -> Result<Self, Refusal> {
+    /// Reads the head of a GGUF `file` given whole; refuses what is broken or not supported.
+    fn of(file: &[u8]) -> Result<Self, Refusal> {
         let gguf = Container::parse(file)?;
         let keys = Keys(&gguf.values);
         let architecture = config::architecture(keys)?;
         let frequencies = gguf.tensors.get(config::FREQUENCIES);
         let frequencies = frequencies.map(|stored| weights::numbers(file, stored));
         let config = config::config(&gguf, architecture, frequencies.as_deref())?;
+        let generation = config::generation(keys)?;
+        GenerationDefaults::of(&generation, &config)?;
         let context = config["max_position_embeddings"].clone();
         let config = pretty(&config);
         let decoder = Decoder::parse(&config)?;
@@ -128,7 +127,7 @@ impl Plan {
         Ok(Self {
             texts: [
                 ("config.json", config),
-                ("generation_config.json", pretty(&config::generation(keys)?)),
+                ("generation_config.json", pretty(&generation)),
                 ("tokenizer.json", tokenizer.to_string().into_bytes()),
                 ("tokenizer_config.json", pretty(&tokenizer_config)),
             ],
@@ -143,7 +142,7 @@ impl Plan {
         &self,
         file: &[u8],
         dir: &Path,
-        mut progress: impl FnMut(Progress),
+        progress: impl FnMut(Progress),
     ) -> Result<(), ImportError> {
         for (name, bytes) in &self.texts {
             let path = dir.join(name);
@@ -154,16 +153,35 @@ impl Plan {
             written.map_err(|source| ImportError::Write { path, source })?;
         }
         let path = dir.join(SINGLE);
+        self.write_weights(file, &path, progress)
+            .map_err(|source| ImportError::Write { path, source })?;
+        Weights::open(dir, &self.decoder)?;
+        Ok(())
+    }
+
+    fn write_weights(
+        &self,
+        file: &[u8],
+        path: &Path,
+        mut progress: impl FnMut(Progress),
+    ) -> io::Result<()> {
         let (mut done, total) = (0, self.total);
         let advance = |bytes| {
             done += bytes;
             progress(Progress { done, total });
         };
-        weights::write(file, &self.tensors, &path, advance)
-            .map_err(|source| ImportError::Write { path, source })?;
-        Weights::open(dir, &self.decoder)?;
-        Ok(())
+        let mut out = BufWriter::with_capacity(1 << 20, File::create_new(path)?);
+        weights::write(file, &self.tensors, &mut out, advance)?;
+        out.into_inner()?.sync_all()
     }
+}
+
+/// Plans the import of a GGUF `file` given whole and writes its weights nowhere, for `tests/fuzz`.
+pub(crate) fn rehearse(file: &[u8]) -> Result<(), Refusal> {
+    let plan = Plan::of(file)?;
+    let written = weights::write(file, &plan.tensors, &mut io::sink(), |_| {});
+    written.expect("nowhere is always writable");
+    Ok(())
 }
 
 /// Turns the GGUF file `from` into `dir`: `config.json`, `generation_config.json`,

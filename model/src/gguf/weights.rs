@@ -1,9 +1,7 @@
 //! A GGUF's tensors -> `model.safetensors`, in BF16.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::io::{self, Write};
 
 use half::bf16;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
@@ -99,26 +97,25 @@ pub(super) fn numbers(file: &[u8], stored: &Stored) -> Vec<f32> {
     numbers
 }
 
-/// Writes the `planned` tensors of the GGUF `file` to `path`. `progress` hears how many bytes of
+/// Writes the `planned` tensors of the GGUF `file` as a safetensors file. `progress` hears how many bytes of
 /// the file each had.
 pub(super) fn write(
     file: &[u8],
     planned: &[Planned],
-    path: &Path,
+    out: &mut impl Write,
     mut progress: impl FnMut(u64),
 ) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(1 << 20, File::create_new(path)?);
     let header = header(planned)?;
     out.write_all(&(header.len() as u64).to_le_bytes())?;
     out.write_all(&header)?;
     for tensor in planned {
         match (tensor.interleaved, tensor.stored.shape.as_slice()) {
-            (Some(head), [_]) => write_vector(file, &tensor.stored, head, &mut out)?,
-            (interleaved, _) => write_rows(file, &tensor.stored, interleaved, &mut out)?,
+            (Some(head), [_]) => write_vector(file, &tensor.stored, head, out)?,
+            (interleaved, _) => write_rows(file, &tensor.stored, interleaved, out)?,
         }
         progress(tensor.stored.bytes.len() as u64);
     }
-    out.into_inner()?.sync_all()
+    Ok(())
 }
 
 /// Writes a matrix row by row, so that no more than a row is ever held as numbers.
