@@ -77,7 +77,7 @@ pub(crate) struct Piece {
     pub(crate) pages: std::ops::Range<usize>,
 }
 
-/// A step, checked.
+/// A step, checked: the tokens of all rows one after the other.
 #[derive(Default, Debug)]
 pub(crate) struct Work {
     pub(crate) tokens: Vec<TokenId>,
@@ -116,6 +116,10 @@ impl Forward {
 
     /// Runs a step: fills the pages of its rows and gives one of `picked` for each ask.
     pub(crate) fn run(&mut self, work: &Work, picked: &mut Vec<Picked>) {
+        picked.resize_with(work.asks.len(), Picked::default);
+        if work.tokens.is_empty() {
+            return;
+        }
         self.embed(&work.tokens);
         let asked = work.asked();
         let mut pieces = &work.pieces[..];
@@ -136,7 +140,6 @@ impl Forward {
             self.attend(layer, pieces, &work.pages);
             self.feed_forward(layer, pieces.iter().map(|piece| piece.tokens.len()).sum());
         }
-        picked.resize_with(work.asks.len(), Picked::default);
         let asks = work.asks.chunks(self.logit_rows);
         for (block, (asks, picked)) in asks.zip(picked.chunks_mut(self.logit_rows)).enumerate() {
             self.pick(block * self.logit_rows, work, asks, picked);

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::models::{Model, directory};
+use crate::models::{Model, directory, put};
 
 /// A tiny model of a family, and what it computes.
 #[derive(Clone, Debug)]
@@ -52,11 +52,7 @@ impl Family {
     pub fn model(&self, sharded: bool) -> Model {
         let kind = if sharded { "-sharded" } else { "" };
         let path = directory(&format!("golden-{}{kind}", self.name));
-        let put = |file: &str, bytes: &[u8]| {
-            let part = path.join(format!("{file}.{}", std::process::id()));
-            fs::write(&part, bytes).expect("room for a tiny model");
-            fs::rename(&part, path.join(file)).expect("a rename within a directory");
-        };
+        let put = |file: &str, bytes: &[u8]| put(&path, file, bytes);
         put("config.json", self.golden["config"].to_string().as_bytes());
         let tensors = object(&self.golden["tensors"]).iter().collect::<Vec<_>>();
         if sharded {

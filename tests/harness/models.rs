@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::{Map, Value, json};
 
@@ -242,11 +243,18 @@ fn write(name: &str, shape: &Shape, weights: &[Tensor]) -> Model {
         ("model.safetensors", safetensors(weights)),
     ];
     for (file, bytes) in files {
-        let part = path.join(format!("{file}.{}", std::process::id()));
-        fs::write(&part, bytes).expect("room for a tiny model");
-        fs::rename(&part, path.join(file)).expect("a rename within a directory");
+        put(&path, file, &bytes);
     }
     Model { path }
+}
+
+/// Writes a file that appears whole, whichever tests and threads write it at once.
+pub(crate) fn put(directory: &Path, file: &str, bytes: &[u8]) {
+    static WRITTEN: AtomicU32 = AtomicU32::new(0);
+    let (process, number) = (std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed));
+    let part = directory.join(format!("{file}.{process}.{number}"));
+    fs::write(&part, bytes).expect("room for a tiny model");
+    fs::rename(&part, directory.join(file)).expect("a rename within a directory");
 }
 
 /// `target/tmp/models/NAME`, made if missing.
