@@ -27,6 +27,7 @@ pub(super) struct Place {
 pub(super) fn all() -> Vec<Place> {
     let mut places = Vec::from(generation());
     places.extend(text());
+    places.extend(models());
     places.extend(probes());
     places.push(description(&places));
     places
@@ -89,8 +90,55 @@ fn text() -> [Place; 2] {
     ]
 }
 
-fn probes() -> [Place; 8] {
-    let place = |path, summary, answers, served_by| Place {
+fn models() -> [Place; 2] {
+    let retrieve = get(models::retrieve);
+    [
+        get_place(
+            "/v1/models",
+            "The model that is served.",
+            JSON,
+            get(models::list),
+        ),
+        get_place("/v1/models/{*name}", "The same, by name.", JSON, retrieve),
+    ]
+}
+
+fn probes() -> [Place; 6] {
+    let (health, live, version) = (get(probes::health), get(probes::live), get(probes::version));
+    let (metrics, page) = (get(probes::metrics), get(probes::page));
+    let ping = health.clone().post(probes::health);
+    [
+        get_place(
+            "/health",
+            "200 if requests are taken, else 503.",
+            JSON,
+            health,
+        ),
+        get_place("/ping", "The same as /health.", JSON, ping),
+        get_place(
+            "/live",
+            "200 while the process makes progress, else 503.",
+            JSON,
+            live,
+        ),
+        get_place("/version", "The version of the server.", JSON, version),
+        get_place(
+            "/metrics",
+            "Counts for Prometheus.",
+            &["text/plain"],
+            metrics,
+        ),
+        get_place("/", "A page to try the model.", &["text/html"], page),
+    ]
+}
+
+fn get_place(
+    path: &'static str,
+    summary: &'static str,
+    answers: &'static [&'static str],
+    served_by: MethodRouter<Arc<Api>>,
+) -> Place {
+    Place {
         about: About {
             path,
             method: HttpMethod::Get,
@@ -99,58 +147,7 @@ fn probes() -> [Place; 8] {
             answers,
         },
         served_by,
-    };
-    let health = || get(probes::health);
-    [
-        place(
-            "/v1/models",
-            "The model that is served.",
-            JSON,
-            get(models::list),
-        ),
-        place(
-            "/v1/models/{*name}",
-            "The same, by name.",
-            JSON,
-            get(models::retrieve),
-        ),
-        place(
-            "/health",
-            "200 if requests are taken, else 503.",
-            JSON,
-            health(),
-        ),
-        place(
-            "/ping",
-            "The same as /health.",
-            JSON,
-            health().post(probes::health),
-        ),
-        place(
-            "/live",
-            "200 while the process makes progress, else 503.",
-            JSON,
-            get(probes::live),
-        ),
-        place(
-            "/version",
-            "The version of the server.",
-            JSON,
-            get(probes::version),
-        ),
-        place(
-            "/metrics",
-            "Counts for Prometheus.",
-            &["text/plain"],
-            get(probes::metrics),
-        ),
-        place(
-            "/",
-            "A page to try the model.",
-            &["text/html"],
-            get(probes::page),
-        ),
-    ]
+    }
 }
 
 /// The description of `places`, and of itself.

@@ -24,6 +24,15 @@ pub(super) struct Run {
     /// Nothing that is produced is told or counted.
     muted: bool,
     usage: Usage,
+    /// Where its end is logged.
+    span: tracing::Span,
+}
+
+/// Logs what a request took, whether it came to its end or its client left.
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.span.in_scope(|| self.usage.log(self.open));
+    }
 }
 
 /// What happened to one continuation; prompts and their continuations are numbered through.
@@ -107,6 +116,7 @@ impl Run {
             open: choices.saturating_mul(u32::try_from(prompts).unwrap_or(u32::MAX)),
             muted: false,
             usage: Usage::of_prompts(tokens),
+            span: tracing::Span::current(),
         }
     }
 

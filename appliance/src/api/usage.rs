@@ -18,6 +18,23 @@ struct PromptDetails {
 }
 
 impl Usage {
+    /// Writes it to the log, with how many choices had not ended.
+    pub(super) fn log(&self, unfinished: u32) {
+        let Self {
+            prompt_tokens,
+            completion_tokens,
+            prompt_tokens_details: PromptDetails { cached_tokens },
+            ..
+        } = *self;
+        tracing::info!(
+            prompt_tokens,
+            cached_tokens,
+            completion_tokens,
+            unfinished,
+            "ran"
+        );
+    }
+
     /// Before the first token.
     pub(super) fn of_prompts(tokens: u64) -> Self {
         Self {
