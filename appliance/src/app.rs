@@ -165,7 +165,7 @@ fn log(settings: &Resolved) {
             tracing::subscriber::set_global_default(lines.finish())
         }
         LogFormat::Json => {
-            let lines = lines.json().flatten_event(true);
+            let lines = lines.json().flatten_event(true).with_span_list(false);
             tracing::subscriber::set_global_default(lines.finish())
         }
     };

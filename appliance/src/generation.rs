@@ -256,3 +256,329 @@ pub enum Reason {
     /// The device failed it; the text says why.
     Failed(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use engine::{
+        Axis, Backend, Candidates, Cause, Constraint, Fault, Limits, Penalties, Profile, Sampling,
+        Step, Stop, Ticket, Want,
+    };
+
+    use super::*;
+    use crate::engine_thread;
+    use crate::health::Pulse;
+    use crate::metrics::Metrics;
+
+    /// Ids of `a` to `z`; then come the end of a text and a byte that begins a character.
+    const END: TokenId = TokenId(26);
+
+    /// A device on which each token follows the one before in the alphabet, round and round.
+    struct Alphabet {
+        profile: Profile,
+        /// Steps submitted and not collected: what follows in each row that asked.
+        flying: VecDeque<Vec<u32>>,
+        /// Steps until something breaks.
+        breaks: Option<(AtomicU32, Break)>,
+    }
+
+    #[derive(Clone, Copy)]
+    enum Break {
+        Lost,
+        Panic,
+    }
+
+    impl Alphabet {
+        fn new(breaks: Option<(u32, Break)>) -> Self {
+            Self {
+                profile: Profile {
+                    prefill: Axis::UpTo(64),
+                    decode: Axis::UpTo(64),
+                    context: Axis::UpTo(4096),
+                    mixed: true,
+                    page_tokens: 16,
+                    pages: 1024,
+                    vocabulary: 27,
+                    candidates: 27,
+                    depth: 1,
+                },
+                flying: VecDeque::new(),
+                breaks: breaks.map(|(steps, what)| (AtomicU32::new(steps), what)),
+            }
+        }
+    }
+
+    impl Backend for Alphabet {
+        fn profile(&self) -> &Profile {
+            &self.profile
+        }
+
+        fn submit(&mut self, step: &Step<'_>) -> Result<Ticket, Fault> {
+            if let Some((left, what)) = &self.breaks
+                && left.fetch_sub(1, Ordering::Relaxed) == 0
+            {
+                match what {
+                    Break::Lost => return Err(Fault::Restart(Cause("unplugged".into()))),
+                    Break::Panic => panic!("a mistake"),
+                }
+            }
+            let asks = step.rows.iter().filter(|row| row.want != Want::Nothing);
+            let next = asks.map(|row| (step.tokens_of(row).last().unwrap().0 + 1) % 26);
+            self.flying.push_back(next.collect());
+            Ok(Ticket(0))
+        }
+
+        fn collect(&mut self, _: Ticket, out: &mut Candidates) -> Result<(), Fault> {
+            out.clear();
+            for next in self.flying.pop_front().unwrap() {
+                let logprob = |id| if id == next { -0.001 } else { -10.0 };
+                out.push((0..27).map(|id| (TokenId(id), logprob(id))), 0.0, None);
+            }
+            Ok(())
+        }
+    }
+
+    /// A tokenizer of the letters `a` to `z` and an end.
+    fn tokenizer() -> Tokenizer {
+        let letters = ('a'..='z')
+            .zip(0..)
+            .map(|(letter, id)| format!("\"{letter}\":{id}"));
+        let vocabulary = letters.collect::<Vec<_>>().join(",");
+        let json = format!(
+            r#"{{"version":"1.0","truncation":null,"padding":null,"normalizer":null,
+            "added_tokens":[{{"id":26,"content":"<end>","single_word":false,"lstrip":false,
+            "rstrip":false,"normalized":false,"special":true}}],
+            "pre_tokenizer":{{"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true}},
+            "post_processor":null,
+            "decoder":{{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}},
+            "model":{{"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,
+            "end_of_word_suffix":null,"fuse_unk":false,"byte_fallback":false,
+            "vocab":{{{vocabulary}}},"merges":[]}}}}"#
+        );
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("tokenizer.json"), json).unwrap();
+        Tokenizer::open(dir.path()).unwrap()
+    }
+
+    struct Server {
+        generator: Generator,
+        mailbox: Mailbox,
+    }
+
+    fn server(running: u32, breaks: Option<(u32, Break)>) -> Server {
+        let limits = Limits {
+            queued_requests: 100,
+            queued_tokens: 10_000,
+            running,
+            context: 4096,
+            step_tokens: 64,
+            step_time: Duration::from_secs(1),
+        };
+        let (metrics, pulse) = (Metrics::new("alphabet"), Arc::new(Pulse::new()));
+        let device = Alphabet::new(breaks);
+        let mailbox = engine_thread::start(device, limits, [0; 16], metrics, pulse).unwrap();
+        let timeout = Duration::from_secs(600);
+        let generator = Generator::new(mailbox.clone(), tokenizer(), [END].into(), timeout);
+        Server { generator, mailbox }
+    }
+
+    /// Asks for up to `max_tokens` after `a`.
+    fn ask(max_tokens: u32) -> Ask {
+        let stop = Stop {
+            tokens: [END].into(),
+            min_tokens: 0,
+            max_tokens,
+        };
+        let penalties = Penalties {
+            repetition: 1.0,
+            presence: 0.0,
+            frequency: 0.0,
+        };
+        let sampling = Sampling {
+            temperature: 0.0,
+            top_k: None,
+            top_p: 1.0,
+            min_p: 0.0,
+            penalties,
+            bias: [].into(),
+            seed: 0,
+        };
+        Ask {
+            arrived: Instant::now(),
+            request: Request {
+                prompt: [TokenId(0)].into(),
+                choices: 1,
+                sampling,
+                stop,
+                logprobs: None,
+                prompt_logprobs: None,
+                constraint: Constraint::Free,
+                priority: 0,
+                deadline: None,
+                cache_salt: 0,
+            },
+            stops: Vec::new(),
+            include_stop: false,
+            skip_special: true,
+        }
+    }
+
+    /// The text of the first choice, how many tokens it has, and why it ended.
+    async fn read(generation: &mut Generation) -> (String, usize, Reason) {
+        let (mut all, mut tokens) = (String::new(), 0);
+        while let Some(piece) = generation.next().await {
+            match piece {
+                Piece::Token {
+                    choice: 0, text, ..
+                } => {
+                    all += &text;
+                    tokens += 1;
+                }
+                Piece::Finished {
+                    choice: 0,
+                    text,
+                    reason,
+                } => return (all + &text, tokens, reason),
+                _ => {}
+            }
+        }
+        panic!("it ended without an end after {all:?}");
+    }
+
+    #[track_caller]
+    fn check(read: (String, usize, Reason), text: &str, tokens: usize, reason: Reason) {
+        assert_eq!(read, (text.to_owned(), tokens, reason));
+    }
+
+    #[tokio::test]
+    async fn tokens_become_text_until_it_is_long_enough() {
+        let server = server(8, None);
+        let mut generation = server.generator.start(ask(4)).await.unwrap();
+        check(read(&mut generation).await, "bcde", 4, Reason::Length);
+        assert_eq!(generation.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn a_stop_string_ends_a_text_and_is_part_of_it_if_asked() {
+        let server = server(8, None);
+        let stops = vec!["ef".to_owned()];
+        let ended = || Reason::StopText("ef".to_owned());
+        for (include_stop, text) in [(false, "bcd"), (true, "bcdef")] {
+            let ask = Ask {
+                stops: stops.clone(),
+                include_stop,
+                ..ask(100)
+            };
+            let mut generation = server.generator.start(ask).await.unwrap();
+            check(read(&mut generation).await, text, 5, ended());
+            assert_eq!(generation.next().await, None);
+        }
+        let short = Ask { stops, ..ask(4) };
+        let mut generation = server.generator.start(short).await.unwrap();
+        check(read(&mut generation).await, "bcde", 4, Reason::Length);
+    }
+
+    #[tokio::test]
+    async fn a_stop_token_counts_and_has_no_text_unless_asked() {
+        let server = server(8, None);
+        for (include_stop, text) in [(false, "bc"), (true, "bcd")] {
+            let mut ask = Ask {
+                include_stop,
+                ..ask(100)
+            };
+            ask.request.stop.tokens = [TokenId(3), END].into();
+            let mut generation = server.generator.start(ask).await.unwrap();
+            check(
+                read(&mut generation).await,
+                text,
+                3,
+                Reason::StopToken(TokenId(3)),
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn each_choice_ends_for_itself() {
+        let server = server(8, None);
+        let mut ask = ask(3);
+        ask.request.choices = 3;
+        let mut generation = server.generator.start(ask).await.unwrap();
+        let mut ended = Vec::new();
+        while let Some(piece) = generation.next().await {
+            if let Piece::Finished { choice, reason, .. } = piece {
+                assert_eq!(reason, Reason::Length);
+                ended.push(choice);
+            }
+        }
+        ended.sort_unstable();
+        assert_eq!(ended, [0, 1, 2]);
+    }
+
+    #[tokio::test]
+    async fn who_is_dropped_makes_room() {
+        let server = server(1, None);
+        for _ in 0..20 {
+            let mut dropped = server.generator.start(ask(4000)).await.unwrap();
+            dropped.next().await.unwrap();
+        }
+        let mut generation = server.generator.start(ask(2)).await.unwrap();
+        check(read(&mut generation).await, "bc", 2, Reason::Length);
+    }
+
+    #[tokio::test]
+    async fn who_does_not_read_is_paused_and_misses_nothing() {
+        let server = server(8, None);
+        let mut slow = server.generator.start(ask(1000)).await.unwrap();
+        for _ in 0..5 {
+            let mut other = server.generator.start(ask(200)).await.unwrap();
+            assert_eq!(read(&mut other).await.1, 200);
+        }
+        let alphabet = "bcdefghijklmnopqrstuvwxyza".repeat(40);
+        check(
+            read(&mut slow).await,
+            &alphabet[..1000],
+            1000,
+            Reason::Length,
+        );
+    }
+
+    #[tokio::test]
+    async fn a_lost_device_or_a_panic_ends_every_request_with_the_reason() {
+        for (what, why) in [(Break::Lost, "unplugged"), (Break::Panic, "a mistake")] {
+            let server = server(8, Some((3, what)));
+            let mut generation = server.generator.start(ask(100)).await.unwrap();
+            let (text, _, reason) = read(&mut generation).await;
+            assert!("bcd".starts_with(&text) && text.len() > 1, "{text}");
+            assert!(
+                matches!(&reason, Reason::Failed(told) if told.contains(why)),
+                "{reason:?}"
+            );
+            let lost = server.mailbox.ended().await.unwrap_err();
+            let refused = server.generator.start(ask(1)).await.unwrap_err();
+            assert_eq!(refused, Refusal::Engine(Refused::Lost(lost)));
+        }
+    }
+
+    #[tokio::test]
+    async fn when_the_server_ends_requests_are_told_and_later_ones_refused() {
+        let server = server(8, None);
+        let mut generation = server.generator.start(ask(4000)).await.unwrap();
+        generation.next().await.unwrap();
+        server.mailbox.end("closing time");
+        let (.., reason) = read(&mut generation).await;
+        assert_eq!(reason, Reason::Failed("closing time".to_owned()));
+        assert_eq!(server.mailbox.ended().await, Ok(()));
+        let refused = server.generator.start(ask(1)).await.unwrap_err();
+        assert_eq!(refused, Refusal::Draining);
+    }
+
+    #[tokio::test]
+    async fn a_request_ends_at_its_deadline() {
+        let mut server = server(8, None);
+        server.generator.timeout = Duration::ZERO;
+        let mut generation = server.generator.start(ask(4000)).await.unwrap();
+        let (.., reason) = read(&mut generation).await;
+        assert_eq!(reason, Reason::Deadline);
+    }
+}

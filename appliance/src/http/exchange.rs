@@ -42,8 +42,11 @@ pub(super) async fn answer(
         Err(never) => match never {},
     };
     if !awaits_word {
-        door.throw_away(shared.limits.body * THROWN_AWAY, THROWING_AWAY)
-            .await;
+        door.throw_away(
+            shared.limits.body * THROWN_AWAY,
+            THROWING_AWAY.min(shared.limits.idle),
+        )
+        .await;
     }
     let handler = response.extensions_mut().remove::<MatchedPath>();
     shared.metrics.answered(
