@@ -13,6 +13,7 @@ mod pages;
 mod request;
 mod sample;
 mod schedule;
+mod scripted;
 mod sequence;
 mod step;
 
@@ -22,4 +23,5 @@ pub use engine::{Engine, Lost, Refused, Stats, Turn};
 pub use request::{
     Constraint, Finish, Limits, Penalties, Priority, Request, RequestId, Sampling, Stop,
 };
+pub use scripted::{Moment, Script, Scripted};
 pub use step::{Candidates, Entry, PageCopy, PageId, Row, Step, TokenId, TokenMask, Want};
