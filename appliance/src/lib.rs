@@ -11,6 +11,7 @@ mod engine_thread;
 pub mod generation;
 pub mod health;
 mod http;
+pub mod hub;
 pub mod import;
 pub mod metrics;
 pub mod pull;
