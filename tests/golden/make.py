@@ -4,6 +4,8 @@
     python make.py smollm2 MODEL_DIRECTORY
     python make.py tokenizer MODEL_DIRECTORY MODEL.gguf
     python make.py templates MODEL_DIRECTORY
+    python make.py quants
+    python make.py import MODEL.gguf
 """
 
 import json
@@ -548,12 +550,74 @@ def make_templates(directory):
     write("templates.json", {"tokens": tokens, "templates": templates, "cases": cases})
 
 
+# -- GGUF --------------------------------------------------------------------------------------
+
+FORMATS = "F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q4_K Q5_K Q6_K".split()
+
+
+def make_quants():
+    import gguf
+    import numpy
+
+    rng = numpy.random.default_rng(1)
+    formats = {}
+    for name in FORMATS:
+        kind = gguf.GGMLQuantizationType[name]
+        numbers, size = gguf.GGML_QUANT_SIZES[kind]
+        blocks = rng.integers(0, 256, (2 if numbers > 1 else 16, size), dtype=numpy.uint8)
+        # Scales are F16 of moderate size: the exponent's upper bits are 01.
+        for at in {"Q6_K": [208], "Q8_0": [0], "Q4_0": [0], "Q5_0": [0], "F32": [2]}.get(name, [0, 2]):
+            if at + 1 < size:
+                blocks[:, at + 1] = blocks[:, at + 1] & 0x87 | 0x30
+        decoded = gguf.quants.dequantize(blocks.reshape(-1), kind).astype("<f4")
+        formats[name] = {"blocks": blocks.tobytes().hex(), "numbers": decoded.tobytes().hex()}
+    write("quants.json", formats)
+
+
+def make_import(path):
+    """Checksums of what the import of the default model must write, from the package gguf."""
+    import gguf
+    import numpy
+
+    names = {
+        "attn_norm": "input_layernorm",
+        "ffn_norm": "post_attention_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+    sums = {}
+    for tensor in gguf.GGUFReader(path).tensors:
+        numbers = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        numbers = numbers.reshape([int(size) for size in reversed(tensor.shape)])
+        name = {"token_embd.weight": "model.embed_tokens.weight"}.get(tensor.name)
+        name = {"output_norm.weight": "model.norm.weight"}.get(tensor.name, name)
+        if name is None:
+            _, layer, part, _ = tensor.name.split(".")
+            name = f"model.layers.{layer}.{names[part]}.weight"
+            if part in ("attn_q", "attn_k"):
+                heads = numbers.shape[0] // 64
+                split = numbers.reshape(heads, 32, 2, -1).swapaxes(1, 2)
+                numbers = split.reshape(numbers.shape)
+        halves = torch.from_numpy(numpy.array(numbers)).bfloat16().view(torch.int16)
+        halves = halves.numpy().astype(numpy.uint16).astype(numpy.uint64).reshape(-1)
+        places = numpy.arange(1, halves.size + 1, dtype=numpy.uint64)
+        sums[name] = str(int((halves * places).sum(dtype=numpy.uint64)))
+    write("import.json", sums)
+
+
 if __name__ == "__main__":
     made = {
         "families": make_families,
         "smollm2": make_smollm2,
         "tokenizer": make_tokenizer,
         "templates": make_templates,
+        "quants": make_quants,
+        "import": make_import,
     }
     if len(sys.argv) < 2 or sys.argv[1] not in made:
         sys.exit(__doc__)

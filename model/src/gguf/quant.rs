@@ -224,3 +224,38 @@ fn decode_q6_k(block: &[u8], out: &mut [f32]) {
         *out = scale * f32::from(scales[at / 16].cast_signed()) * number;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Blocks and their numbers as the Python package `gguf` has them: tests/golden/README.md.
+    const GOLDEN: &str = include_str!("../../../tests/golden/quants.json");
+
+    fn unhex(text: &serde_json::Value) -> Vec<u8> {
+        let pairs = text.as_str().unwrap().as_bytes().chunks_exact(2);
+        let byte = |pair| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+        pairs.map(byte).collect()
+    }
+
+    #[test]
+    fn every_format_has_the_numbers_of_an_independent_reader() {
+        let golden = serde_json::from_str::<serde_json::Value>(GOLDEN).unwrap();
+        for format in &FORMATS {
+            let golden = &golden[format.name];
+            let (blocks, expected) = (unhex(&golden["blocks"]), unhex(&golden["numbers"]));
+            assert!(blocks.len() >= 2 * format.bytes);
+            let mut numbers = vec![0.0_f32; blocks.len() / format.bytes * format.numbers];
+            format.decode(&blocks, &mut numbers);
+            let bytes = numbers.iter().flat_map(|number| number.to_le_bytes());
+            assert_eq!(bytes.collect::<Vec<_>>(), expected, "{}", format.name);
+        }
+    }
+
+    #[test]
+    fn a_code_is_a_format_or_a_name_for_the_message() {
+        assert_eq!(Format::of(12).unwrap().name, "Q4_K");
+        assert_eq!(Format::of(10).unwrap_err(), "Q2_K");
+        assert_eq!(Format::of(77).unwrap_err(), "type 77");
+    }
+}
