@@ -37,8 +37,11 @@ fn refused_single(bytes: &[u8]) -> String {
 
 const INDEX: &str = "model.safetensors.index.json";
 
+/// A shard's name and its tensors.
+type Shard<'a> = (&'a str, &'a [(&'a str, &'a [usize])]);
+
 /// An index of these shards.
-fn index(shards: &[(&str, &[(&str, &[usize])])]) -> Vec<u8> {
+fn index(shards: &[Shard<'_>]) -> Vec<u8> {
     let places = shards.iter().flat_map(|(shard, tensors)| {
         let places = tensors.iter();
         places.map(move |(name, _)| ((*name).to_owned(), json!(shard)))

@@ -1,0 +1,7 @@
+//! Whatever the bytes, a safetensors file is refused or accepted: no panic, no endless loop, no huge allocation.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|file: &[u8]| {
+    let _ = model::parsers::safetensors(file);
+});
