@@ -3,7 +3,6 @@
 
 use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -141,6 +140,9 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
         return Ok(());
     }
     log(&settings);
+    for (variable, nearest) in Flags::unknown_variables() {
+        tracing::warn!(variable, nearest, "this environment variable is no setting");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(EVENT_LOOP_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
@@ -315,17 +317,11 @@ fn load(
 }
 
 fn hub(settings: &Resolved) -> Hub {
-    Hub {
-        endpoint: settings.hub_endpoint.clone(),
-        token: settings.hub_token.clone(),
-        cache: settings.cache_dir.clone().unwrap_or_else(|| {
-            let home = |name: &str| std::env::var_os(name).map(PathBuf::from);
-            home("HF_HOME")
-                .or_else(|| Some(home("HOME")?.join(".cache/huggingface")))
-                .unwrap_or_else(std::env::temp_dir)
-                .join("hub")
-        }),
-    }
+    Hub::new(
+        settings.hub_endpoint.clone(),
+        settings.hub_token.clone(),
+        settings.cache_dir.clone(),
+    )
 }
 
 /// What the settings want of a device for this model.

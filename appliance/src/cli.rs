@@ -24,9 +24,7 @@ pub struct Cli {
 #[derive(Subcommand, Clone, Debug)]
 pub enum Verb {
     /// Serve a model over HTTP
-    #[command(
-        after_help = "Example:\n  appliance serve --model ./model --listen 0.0.0.0:8000 --max-running 32"
-    )]
+    #[command(after_help = SERVE_EXAMPLES)]
     Serve(Flags),
     /// Turn a GGUF file into a directory that serve takes
     Import(Import),
@@ -35,3 +33,15 @@ pub enum Verb {
     /// Measure a server under load
     Bench(Bench),
 }
+
+const SERVE_EXAMPLES: &str = "\
+Examples:
+  appliance serve --model ./model
+  appliance serve --model hf://HuggingFaceTB/SmolLM2-135M-Instruct --listen 0.0.0.0:8000
+  APPLIANCE_MODEL=./model appliance serve --max-running 32 --log-format json
+  appliance serve --config ./appliance.toml --print-config
+
+Each setting --NAME is also the variable APPLIANCE_NAME and the key NAME of the configuration file; flags
+win over variables, and those over the file. To try a server:
+  curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'";

@@ -5,12 +5,17 @@
 //! [`SETTINGS`] is the one table: parsing, `--help`, `--print-config` and docs/operations/settings.md follow
 //! from it.
 
+mod page;
 mod raw;
 mod resolved;
 mod sources;
 mod value;
 
+pub use page::page;
 pub use raw::{ConfigError, Origin, Raw};
 pub use resolved::{Resolved, SETTINGS, Setting};
-pub use sources::{Flags, Layer};
+pub use sources::{Flags, HubFlags, Layer};
 pub use value::{Backend, ByteSize, Form, LogFormat, Precision, Secret, ShedStatus, Value};
+
+#[cfg(test)]
+mod tests;

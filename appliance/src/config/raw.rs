@@ -95,7 +95,7 @@ impl Raw {
     }
 
     /// The value of the setting `name`, as its type.
-    pub(super) fn parse<T: Value>(&self, name: &'static str) -> Result<T, ConfigError> {
+    pub(crate) fn parse<T: Value>(&self, name: &'static str) -> Result<T, ConfigError> {
         let (setting, text, origin) = self
             .values
             .iter()
@@ -120,7 +120,9 @@ impl fmt::Display for Raw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (setting, text, origin) in &self.values {
             let line = format!("{} = {:?}", setting.name, setting.shown(text));
-            writeln!(f, "{line:<48} # {origin}")?;
+            let required = text.is_empty() && *origin == Origin::Default;
+            let missing = if required { ", but it must be set" } else { "" };
+            writeln!(f, "{line:<48} # {origin}{missing}")?;
         }
         Ok(())
     }

@@ -11,6 +11,9 @@ use super::raw::{ConfigError, Origin, Raw};
 use super::value::{Backend, ByteSize, Form, LogFormat, Precision, Secret, ShedStatus, Value as _};
 use crate::source::Source;
 
+/// What the environment variables of settings begin with.
+pub(super) const PREFIX: &str = "APPLIANCE_";
+
 /// One setting, for those who list them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Setting {
@@ -29,7 +32,8 @@ pub struct Setting {
 impl Setting {
     /// Its environment variable: `APPLIANCE_MAX_QUEUE` for `max-queue`.
     pub fn variable(&self) -> String {
-        format!("APPLIANCE_{}", self.name.to_uppercase().replace('-', "_"))
+        let name = self.name.to_uppercase().replace('-', "_");
+        format!("{PREFIX}{name}")
     }
 
     /// Where a value of that origin stands, in the words of whoever wrote it there.

@@ -7,10 +7,14 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::raw::{ConfigError, Origin, Raw};
-use super::resolved::{SETTINGS, Setting};
+use super::resolved::{PREFIX, SETTINGS, Setting};
+use crate::hub::Hub;
 
 /// The configuration file that is read if it exists and no other is named.
 const DEFAULT_FILE: &str = "/etc/appliance/appliance.toml";
+
+/// The environment variable that names the configuration file.
+const CONFIG: &str = "APPLIANCE_CONFIG";
 
 /// The settings that one source has.
 #[derive(Clone, Default, Debug)]
@@ -22,6 +26,18 @@ impl Layer {
     /// The text of the setting `name` and where it stands.
     pub fn value(&self, name: &str) -> Option<(String, Origin)> {
         self.values.get(name).cloned()
+    }
+
+    /// What the command line has of `settings`.
+    fn flags<'a>(matches: &ArgMatches, settings: impl Iterator<Item = &'a Setting>) -> Self {
+        let mut layer = Self::default();
+        for setting in settings {
+            if let Some(text) = matches.get_one::<String>(setting.name) {
+                let value = (text.clone(), Origin::Flag);
+                layer.values.insert(setting.name, value);
+            }
+        }
+        layer
     }
 
     /// What the environment has: `variable` looks one up. Empty is as good as not set.
@@ -38,6 +54,23 @@ impl Layer {
             layer.values.extend(set.map(|set| (setting.name, set)));
         }
         layer
+    }
+
+    /// Those of `names` that look like settings and are none, most likely misspelt: each with the variable
+    /// whose name is nearest.
+    pub fn unknown(names: impl Iterator<Item = String>) -> Vec<(String, String)> {
+        let known = |name: &str| {
+            let of_tests = name.starts_with("APPLIANCE_TEST_");
+            let of_setting = SETTINGS.iter().any(|setting| setting.variable() == name);
+            name == CONFIG || of_tests || of_setting
+        };
+        let ours = names.filter(|name| name.starts_with(PREFIX) && !known(name));
+        ours.map(|name| {
+            let key = name[PREFIX.len()..].to_lowercase().replace('_', "-");
+            let nearest = named(nearest(&key)).map(Setting::variable);
+            (name, nearest.unwrap_or_default())
+        })
+        .collect()
     }
 
     /// What the TOML text of the file at `path` has.
@@ -103,7 +136,7 @@ fn edits(from: &str, to: &str) -> usize {
 }
 
 /// The flags of `appliance serve`: one a setting, `--config FILE` and `--print-config`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Default, Debug)]
 pub struct Flags {
     layer: Layer,
     config: Option<PathBuf>,
@@ -115,12 +148,18 @@ impl Flags {
     /// All settings: these flags over the process's environment over the configuration file.
     pub fn resolve(&self) -> Result<Raw, ConfigError> {
         let environment = |name: &str| std::env::var(name).ok();
-        let file = self.file_layer(environment("APPLIANCE_CONFIG").map(PathBuf::from))?;
+        let file = self.file_layer(environment(CONFIG).map(PathBuf::from))?;
         Ok(Raw::new(&[
             self.layer.clone(),
             Layer::environment(environment),
             file,
         ]))
+    }
+
+    /// Variables of the process's environment that look like settings and are none.
+    pub fn unknown_variables() -> Vec<(String, String)> {
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        Layer::unknown(names)
     }
 
     fn file_layer(&self, variable: Option<PathBuf>) -> Result<Layer, ConfigError> {
@@ -141,15 +180,8 @@ impl Flags {
 
 impl FromArgMatches for Flags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let mut layer = Layer::default();
-        for setting in SETTINGS {
-            if let Some(text) = matches.get_one::<String>(setting.name) {
-                let value = (text.clone(), Origin::Flag);
-                layer.values.insert(setting.name, value);
-            }
-        }
         Ok(Self {
-            layer,
+            layer: Layer::flags(matches, SETTINGS.iter()),
             config: matches.get_one::<OsString>("config").map(PathBuf::from),
             print_config: matches.get_flag("print-config"),
         })
@@ -178,6 +210,56 @@ impl clap::Args for Flags {
             .args(SETTINGS.iter().map(flag))
             .arg(config)
             .arg(print)
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+/// The flags of verbs that fetch a model and do not serve it: where from, and where to.
+#[derive(Clone, Default, Debug)]
+pub struct HubFlags {
+    layer: Layer,
+}
+
+impl HubFlags {
+    const NAMES: [&str; 3] = ["cache-dir", "hub-endpoint", "hub-token"];
+
+    fn settings() -> impl Iterator<Item = &'static Setting> {
+        Self::NAMES.iter().filter_map(|name| named(name))
+    }
+
+    /// The hub that these flags, the environment and the configuration file name.
+    pub fn hub(&self) -> Result<Hub, ConfigError> {
+        let flags = Flags {
+            layer: self.layer.clone(),
+            ..Flags::default()
+        };
+        let raw = flags.resolve()?;
+        Ok(Hub::new(
+            raw.parse("hub-endpoint")?,
+            raw.parse("hub-token")?,
+            raw.parse("cache-dir")?,
+        ))
+    }
+}
+
+impl FromArgMatches for HubFlags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let layer = Layer::flags(matches, Self::settings());
+        Ok(Self { layer })
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl clap::Args for HubFlags {
+    fn augment_args(command: Command) -> Command {
+        command.args(Self::settings().map(flag))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

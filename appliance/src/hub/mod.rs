@@ -115,6 +115,27 @@ pub enum HubError {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Hub {
+    /// A hub and a cache; without one, that of Hugging Face's own tools: `$HF_HOME/hub`, else
+    /// `~/.cache/huggingface/hub`.
+    pub fn new(
+        endpoint: String,
+        token: Option<crate::config::Secret>,
+        cache: Option<PathBuf>,
+    ) -> Self {
+        let variable = |name| std::env::var_os(name).map(PathBuf::from);
+        let theirs = || {
+            variable("HF_HOME")
+                .or_else(|| Some(variable("HOME")?.join(".cache/huggingface")))
+                .unwrap_or_else(std::env::temp_dir)
+                .join("hub")
+        };
+        Self {
+            endpoint,
+            token,
+            cache: cache.unwrap_or_else(theirs),
+        }
+    }
+
     /// The directory of `model`: in the cache, after what is missing there has been fetched. Shows its
     /// progress on a terminal.
     ///
