@@ -41,7 +41,9 @@ Examples:
   APPLIANCE_MODEL=./model appliance serve --max-running 32 --log-format json
   appliance serve --config ./appliance.toml --print-config
 
-Each setting --NAME is also the variable APPLIANCE_NAME and the key NAME of the configuration file; flags
-win over variables, and those over the file. To try a server:
+Each setting --NAME is also the variable APPLIANCE_NAME and the key NAME of the configuration
+file: flags win over variables, and those over the file.
+
+To try a server:
   curl http://127.0.0.1:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'";
