@@ -130,3 +130,52 @@ fn id(block: usize, lane: usize) -> u32 {
     let id = (block * LANES + lane) as u32;
     id
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::detect;
+
+    /// The tokens picked from `logits`, best first.
+    fn best(logits: &[f32], width: usize, mask: Option<&TokenMask>) -> Vec<u32> {
+        let mut logits = logits.to_vec();
+        logits.resize(logits.len().next_multiple_of(LANES), f32::NEG_INFINITY);
+        let ask = Ask {
+            token: 0,
+            mask: None,
+            width,
+            target: None,
+        };
+        let blocks = Blocks {
+            data: &logits,
+            rows: 1,
+        };
+        let mut picked = Picked::default();
+        picked.pick(detect(), blocks, 0, &ask, mask, &mut Vec::new());
+        assert!(picked.is_sound());
+        picked
+            .best
+            .sort_by(|one, other| other.0.total_cmp(&one.0).then(one.1.cmp(&other.1)));
+        picked.best.iter().map(|(_, id)| *id).collect()
+    }
+
+    #[test]
+    fn the_lower_id_wins_among_equals() {
+        let logits: Vec<_> = (0..100_u8).map(|id| f32::from(id % 3)).collect();
+        assert_eq!(best(&logits, 1, None), [2]);
+        assert_eq!(best(&logits, 3, None), [2, 5, 8]);
+        let all = best(&logits, 100, None);
+        assert_eq!((all[0], all[32], all[33], all[99]), (2, 98, 1, 99));
+        for width in 1..100 {
+            assert_eq!(best(&logits, width, None), all[..width], "{width}");
+        }
+    }
+
+    #[test]
+    fn only_allowed_tokens_are_picked() {
+        let logits: Vec<_> = (0..50_u8).map(f32::from).collect();
+        let mask = TokenMask::only(50, [3, 7, 40].map(TokenId));
+        assert_eq!(best(&logits, 2, Some(&mask)), [40, 7]);
+        assert_eq!(best(&logits, 50, Some(&mask)), [40, 7, 3]);
+    }
+}

@@ -48,7 +48,7 @@ impl Plan {
             None => {
                 let left = free.saturating_sub(weights + work) / KV_PART;
                 let every_row = one_row.saturating_mul(demand.rows.max(1).into());
-                // Page 0 upward: at least one sequence of full length must fit.
+                // Short of one sequence of full length there is no point in starting.
                 every_row.min(left / page).max(one_row)
             }
         };
@@ -97,4 +97,55 @@ fn work_bytes(decoder: &Decoder, demand: &Demand, logit_rows: u32) -> u64 {
     let token = attended + 2 * u64::from(decoder.hidden) + u64::from(size);
     let tokens = u64::from(demand.step_tokens) + u64::from(demand.rows);
     4 * (token * tokens + u64::from(logit_rows) * u64::from(decoder.vocabulary))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CONFIG: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "hidden_act": "silu", "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
+        "rms_norm_eps": 1e-5, "rope_theta": 10000, "tie_word_embeddings": true, "vocab_size": 100}"#;
+
+    fn plan(kv_tokens: Option<u64>, free: u64) -> Result<Plan, OpenError> {
+        let decoder = Decoder::parse(CONFIG.as_bytes()).unwrap();
+        let demand = Demand {
+            context: 1000,
+            rows: 8,
+            step_tokens: 64,
+            kv_tokens,
+            cores: None,
+        };
+        Plan::new(&decoder, Precision::Bf16, &demand, free)
+    }
+
+    #[test]
+    fn kv_takes_half_of_what_is_left_and_no_more_than_all_rows_fill() {
+        // A page: keys and values of 16 positions, 2 heads of 16 dimensions, 2 layers, 4 bytes.
+        const PAGE_BYTES: u64 = 2 * 16 * 2 * 16 * 2 * 4;
+        let pages = |kv_tokens, free| plan(kv_tokens, free).unwrap().profile.pages;
+        assert_eq!(pages(None, 1 << 30), 8 * 63);
+        let half = pages(None, 2 << 20);
+        assert!((63..8 * 63).contains(&half), "{half}");
+        assert_eq!(pages(None, (2 << 20) + 2 * 10 * PAGE_BYTES), half + 10);
+        assert_eq!(pages(Some(100), 1 << 30), 7);
+    }
+
+    #[test]
+    fn too_little_memory_is_said_with_the_numbers() {
+        let error = plan(Some(16_000), 1 << 20).unwrap_err();
+        let OpenError::Memory {
+            needed, free, kv, ..
+        } = error
+        else {
+            panic!("{error}")
+        };
+        assert_eq!((free, kv), (1 << 20, 1000 * 8192));
+        assert!(needed > kv);
+        assert!(
+            plan(None, 600_000).is_err(),
+            "one sequence of full length must fit"
+        );
+    }
 }

@@ -121,7 +121,7 @@ impl Pool {
         let closing = Closing(shared);
         shared
             .state
-            .store(generation * GENERATION | OPEN, Ordering::SeqCst);
+            .store((generation * GENERATION) | OPEN, Ordering::SeqCst);
         for (worker, asleep) in self.workers.iter().zip(&shared.asleep) {
             if asleep.load(Ordering::SeqCst) && asleep.swap(false, Ordering::SeqCst) {
                 worker.thread.unpark();

@@ -176,15 +176,12 @@ pub(crate) fn each_position_is_scored_as_if_asked_alone(device: &mut Device) {
         let alone = device.answer(Ask::prompt(&tokens[..=place], &[8, 9]));
         device.check_same(&format!("position {place}"), &alone, scored);
         let logprob = alone.best.iter().find(|(id, _)| *id == target);
-        check_near("a target", scored.target.unwrap(), logprob.unwrap().1);
+        let (_, logprob) = logprob.expect("all tokens were asked");
+        check_near("a target", target_of(scored), *logprob);
     }
     let last = Ask::at(19, &tokens[19..], &[0, 1]).wishing(Wish::Each(1, vec![prompt[20]]));
     let last = device.answer(last);
-    check_near(
-        "the last target",
-        last.target.unwrap(),
-        answers[20].target.unwrap(),
-    );
+    check_near("the last target", target_of(&last), target_of(&answers[20]));
     assert_eq!(last.best.len(), 1);
 }
 
@@ -206,7 +203,7 @@ pub(crate) fn steps_are_collected_once_and_in_order(device: &mut Device) {
         .iter()
         .map(|ask| device.answer(ask.clone()))
         .collect();
-    let (last, fitting) = prompts.split_last().unwrap();
+    let (last, fitting) = prompts.split_last().expect("a depth of 1 or more");
     let submit = |device: &mut Device, ask: &Ask| {
         with_step(&[], std::slice::from_ref(ask), |step| {
             device.backend.submit(step)
@@ -371,6 +368,11 @@ fn in_chunks(device: &mut Device, prompt: &[u32], pages: &[u32], chunks: &[usize
         start += chunk;
     }
     last.expect("at least one chunk")
+}
+
+/// The log-probability of the token that was known to follow.
+fn target_of(answer: &Answer) -> f32 {
+    answer.target.expect("each position has a target")
 }
 
 /// What all probabilities add up to.

@@ -155,3 +155,173 @@ fn add_lanes(mut lanes: [f32; LANES]) -> f32 {
     }
     lanes[0]
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers between -1 and 1, in no order to be seen.
+    fn numbers(count: usize) -> Vec<f32> {
+        let mut state = 0x2545_f491_u32;
+        let next = || {
+            state ^= state << 13;
+            state ^= state >> 17;
+            state ^= state << 5;
+            f32::from(state.to_le_bytes()[2]) / 128.0 - 1.0
+        };
+        std::iter::repeat_with(next).take(count).collect()
+    }
+
+    fn check_near(what: &str, one: &[f32], other: &[f32]) {
+        assert_eq!(one.len(), other.len());
+        for (one, other) in one.iter().zip(other) {
+            let error = (one - other).abs() / other.abs().max(1.0);
+            assert!(error < 1e-5, "{what}: {one}, not {other}");
+        }
+    }
+
+    /// Both products of `rows` rows by `count` panels of `depth` inputs.
+    fn products(kernels: &dyn Kernels, rows: usize, depth: usize, count: usize) -> [Vec<f32>; 2] {
+        let inputs = numbers(depth.next_multiple_of(LANES) * rows);
+        let data = &inputs[..];
+        let input = Blocks { data, rows };
+        let floats = numbers(depth * LANES * count);
+        let halves: Vec<_> = floats
+            .iter()
+            .map(|float| half::bf16::from_f32(*float).to_bits())
+            .collect();
+        // The panels in reverse, so that starts matter.
+        let starts: Vec<_> = (0..count)
+            .rev()
+            .map(|panel| panel * depth * LANES)
+            .collect();
+        let (data, starts) = (&floats[..], &starts[..]);
+        let mut outs = [0; 2].map(|_| vec![1.0; count * rows * LANES]);
+        let panels = Panels {
+            data,
+            starts,
+            depth,
+        };
+        kernels.product_f32(input, panels, &mut outs[0], Sum::Store);
+        let panels = Panels {
+            data: &halves[..],
+            starts,
+            depth,
+        };
+        kernels.product_bf16(input, panels, &mut outs[1], Sum::Add);
+        outs
+    }
+
+    #[test]
+    fn products_are_those_of_the_reference() {
+        for rows in [1, 2, 3, 4, 5, 6, 7, 8, 13] {
+            for (depth, count) in [(1, 1), (15, 2), (16, 3), (50, 5), (64, 8)] {
+                let given = products(detect(), rows, depth, count);
+                let expected = products(&scalar::Scalar, rows, depth, count);
+                for (given, expected) in given.iter().zip(&expected) {
+                    check_near(&format!("{rows} x {depth} x {count}"), given, expected);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_to_the_bit_in_any_batch() {
+        let (depth, columns) = (100, 5 * LANES);
+        let weights = numbers(depth * columns);
+        let starts: Vec<_> = (0..5).map(|panel| panel * depth * LANES).collect();
+        let row = numbers(depth.next_multiple_of(LANES));
+        let panels = Panels {
+            data: &weights[..],
+            starts: &starts,
+            depth,
+        };
+        for kernels in [detect(), &scalar::Scalar] {
+            let mut alone = vec![0.0; columns];
+            let input = Blocks {
+                data: &row,
+                rows: 1,
+            };
+            kernels.product_f32(input, panels, &mut alone, Sum::Store);
+            for rows in 2..=20 {
+                let mut batch = numbers(row.len() * rows);
+                for (to, from) in row_mut(&mut batch, rows, rows / 2).zip(row.as_chunks().0) {
+                    *to = *from;
+                }
+                let mut out = vec![0.0; columns * rows];
+                let data = &batch[..];
+                kernels.product_f32(Blocks { data, rows }, panels, &mut out, Sum::Store);
+                let blocks = Blocks { data: &out, rows };
+                assert!(blocks.row(rows / 2).flatten().eq(&alone), "{rows} rows");
+            }
+        }
+    }
+
+    #[test]
+    fn exponentials_are_exact_enough() {
+        // Whole parts of 32, so that nothing is lost before the exponential.
+        let powers: Vec<_> = (-4096..=0_i16)
+            .map(|power| f32::from(power) / 32.0)
+            .collect();
+        for kernels in [detect(), &scalar::Scalar] {
+            let mut data = powers[..4096].to_vec();
+            let sum = kernels.exp(&mut data, 1, 0, 0.5, 2.0);
+            let exact = powers
+                .iter()
+                .map(|power| ((f64::from(*power) - 0.5) * 2.0).exp());
+            let exact: Vec<_> = exact.take(4096).collect();
+            for (given, exact) in data.iter().zip(&exact) {
+                let error = (f64::from(*given) - exact).abs();
+                let bound = 2.0 * f64::from(f32::EPSILON) * exact + f64::from(f32::MIN_POSITIVE);
+                assert!(error < bound, "{given}, not {exact}");
+            }
+            let total: f64 = exact.iter().sum();
+            assert!((f64::from(sum) - total).abs() < 1e-4 * total);
+            let blocks = Blocks {
+                data: &powers[..4096],
+                rows: 2,
+            };
+            let max = kernels.max(blocks, 1);
+            assert_eq!(max, powers[4095]);
+            let odd = powers[..4096].chunks(LANES).skip(1).step_by(2).flatten();
+            let exact: f64 = odd.map(|power| (f64::from(*power - max)).exp()).sum();
+            let sum = f64::from(kernels.exp_sum(blocks, 1, max));
+            assert!((sum - exact).abs() < 1e-5 * exact, "{sum}, not {exact}");
+        }
+    }
+
+    #[test]
+    fn infinities_and_nans_keep_their_meaning() {
+        for kernels in [detect(), &scalar::Scalar] {
+            let mut data = [0.0; LANES];
+            data[3] = f32::NEG_INFINITY;
+            let sum = kernels.exp(&mut data, 1, 0, 0.0, 1.0);
+            assert_eq!((data[3], sum), (0.0, 15.0), "{}", kernels.name());
+            data[5] = f32::NAN;
+            let rows = 1;
+            let blocks = Blocks { data: &data, rows };
+            assert_eq!(kernels.max(blocks, 0), 1.0, "{}", kernels.name());
+            assert!(
+                kernels.exp_sum(blocks, 0, 1.0).is_nan(),
+                "{}",
+                kernels.name()
+            );
+        }
+    }
+
+    #[test]
+    fn gates_and_squares_are_those_of_the_reference() {
+        let up = numbers(96);
+        let mut gates = [numbers(96), numbers(96)];
+        for (kernels, gate) in [detect(), &scalar::Scalar].into_iter().zip(&mut gates) {
+            gate.iter_mut().for_each(|gate| *gate *= 100.0);
+            kernels.silu_gate(gate, &up);
+        }
+        check_near("gates", &gates[0], &gates[1]);
+        let blocks = Blocks { data: &up, rows: 3 };
+        for row in 0..3 {
+            let sums = [detect(), &scalar::Scalar].map(|kernels| kernels.square_sum(blocks, row));
+            check_near("squares", &sums[..1], &sums[1..]);
+        }
+    }
+}
