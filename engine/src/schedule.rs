@@ -37,6 +37,16 @@ pub(crate) struct Plan {
     pub(crate) rows: Vec<Row>,
     pub(crate) planned: Vec<Planned>,
     pub(crate) load: Load,
+    ready: Ready,
+}
+
+/// Places of the sequences that can run.
+#[derive(Default, Debug)]
+struct Ready {
+    /// With one token to bring.
+    decoding: Vec<usize>,
+    /// With more.
+    prefilling: Vec<usize>,
 }
 
 /// What is remembered of a row until its step lands.
@@ -136,6 +146,7 @@ impl Plan {
             rows,
             planned,
             load,
+            ready,
         } = self;
         copies.clear();
         tokens.clear();
@@ -144,6 +155,8 @@ impl Plan {
         rows.clear();
         planned.clear();
         *load = Load::default();
+        ready.decoding.clear();
+        ready.prefilling.clear();
     }
 
     /// Adds the next `count` tokens of a sequence as a row.
@@ -352,54 +365,63 @@ impl Schedule {
             self.seat_the_queue();
         }
         self.make_room(only);
-        let may_run = |sequence: &Sequence| {
-            chosen(sequence, only) && sequence.pending() > 0 && sequence.has_room(&self.pages)
-        };
-        let (mut decoding, mut prefilling) = (0, 0);
-        let mut others_wait = false;
-        for sequence in &self.running {
-            others_wait |= sequence.in_flight();
-            if may_run(sequence) {
-                match sequence.pending() {
-                    1 => decoding += 1,
-                    pending => prefilling += pending,
-                }
-            }
-        }
-        others_wait |= decoding > 0;
+        let others_wait = self.find_ready(&mut plan.ready, only);
         // Where the two do not mix they take turns.
-        let apart = !self.profile.mixed && decoding > 0 && prefilling > 0;
-        let (decodes, prefills) = match apart {
-            true => (self.prefilled_last, !self.prefilled_last),
-            false => (true, true),
-        };
-        let page_tokens = self.profile.page_tokens;
-        let mut budget = match prefills {
-            true => {
-                self.prefill_budget(if decodes { decoding } else { 0 }, prefilling, others_wait)
-            }
-            false => 0,
-        };
-        for (place, sequence) in self.running.iter().enumerate() {
-            if decodes && may_run(sequence) && sequence.pending() == 1 {
-                plan.push(sequence, place, 1, page_tokens);
-            }
+        let ready = &plan.ready;
+        let apart =
+            !self.profile.mixed && !ready.decoding.is_empty() && !ready.prefilling.is_empty();
+        if !apart || self.prefilled_last {
+            self.plan_decodes(plan);
         }
-        let decode_rows = plan.rows.len();
-        for (place, sequence) in self.running.iter().enumerate() {
-            if budget == 0 || (budget == 1 && plan.rows.len() > decode_rows) {
-                break;
-            }
-            if may_run(sequence) && sequence.pending() > 1 {
-                let count = sequence.pending().min(budget);
-                plan.push(sequence, place, count, page_tokens);
-                budget -= count;
-            }
+        if !apart || !self.prefilled_last {
+            self.plan_prefills(plan, others_wait);
         }
         self.prefilled_last = plan.load.prefill > 0;
         plan.load.padding = self.padding(&plan.load);
         for row in &plan.planned {
             self.running[row.place].launched = row.end;
+        }
+    }
+
+    /// Finds who can run, by their places. Whether somebody is waiting for a next token.
+    fn find_ready(&self, ready: &mut Ready, only: Option<&[Rank]>) -> bool {
+        let mut in_flight = false;
+        for (place, sequence) in self.running.iter().enumerate() {
+            in_flight |= sequence.in_flight();
+            if chosen(sequence, only) && sequence.has_room(&self.pages) {
+                match sequence.pending() {
+                    0 => {}
+                    1 => ready.decoding.push(place),
+                    _ => ready.prefilling.push(place),
+                }
+            }
+        }
+        in_flight || !ready.decoding.is_empty()
+    }
+
+    fn plan_decodes(&self, plan: &mut Plan) {
+        for at in 0..plan.ready.decoding.len() {
+            let place = plan.ready.decoding[at];
+            plan.push(&self.running[place], place, 1, self.profile.page_tokens);
+        }
+    }
+
+    /// Adds chunks of prompts, the first come first, as far as the budget goes.
+    fn plan_prefills(&self, plan: &mut Plan, others_wait: bool) {
+        let prefilling = plan.ready.prefilling.iter();
+        let pending = prefilling.map(|place| self.running[*place].pending()).sum();
+        let decode_rows = len32(plan.rows.len());
+        let mut budget = self.prefill_budget(decode_rows, pending, others_wait);
+        for at in 0..plan.ready.prefilling.len() {
+            // A single token makes a decode row, which may be one too many unless it is the first.
+            if budget == 0 || (budget == 1 && at > 0) {
+                break;
+            }
+            let place = plan.ready.prefilling[at];
+            let sequence = &self.running[place];
+            let count = sequence.pending().min(budget);
+            plan.push(sequence, place, count, self.profile.page_tokens);
+            budget -= count;
         }
     }
 
