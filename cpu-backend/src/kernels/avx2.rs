@@ -199,10 +199,18 @@ unsafe fn product_of_tile<W: Weight, const ROWS: usize, const PANELS: usize>(
         }
         depth += LANES;
     }
-    for (panel, sums) in sums.iter().enumerate() {
-        for (offset, sums) in sums.iter().enumerate() {
+    // Copied out in loops that unroll: sums that were indexed by a variable anywhere would live in
+    // memory, and each addition above would store its sum.
+    let mut totals = [[[0.0; LANES]; ROWS]; PANELS];
+    for panel in 0..PANELS {
+        for row in 0..ROWS {
+            totals[panel][row] = lanes(sums[panel][row]);
+        }
+    }
+    for (panel, totals) in totals.iter().enumerate() {
+        for (offset, totals) in totals.iter().enumerate() {
             let at = panel * block + (row + offset) * LANES;
-            finish(sums, &mut out[at..at + LANES], sum);
+            finish(totals, &mut out[at..at + LANES], sum);
         }
     }
 }
@@ -210,14 +218,12 @@ unsafe fn product_of_tile<W: Weight, const ROWS: usize, const PANELS: usize>(
 /// Writes the sums of one row of one panel.
 #[inline]
 #[target_feature(enable = "avx2,fma")]
-fn finish(sums: &[__m256; 2], out: &mut [f32], sum: Sum) {
-    let (halves, _) = out.as_chunks_mut::<8>();
-    for (half, total) in halves.iter_mut().zip(sums) {
-        let total = match sum {
-            Sum::Store => *total,
-            Sum::Add => _mm256_add_ps(load(half), *total),
-        };
-        store(half, total);
+fn finish(totals: &[f32; LANES], out: &mut [f32], sum: Sum) {
+    for (out, total) in out.iter_mut().zip(totals) {
+        match sum {
+            Sum::Store => *out = *total,
+            Sum::Add => *out += *total,
+        }
     }
 }
 
