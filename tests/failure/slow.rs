@@ -85,7 +85,7 @@ fn a_client_that_stops_writing_is_let_go() {
     for begun in [
         &b""[..],
         b"POST /v1/chat/completions HT",
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-length: 500\r\n\r\n{\"model\":",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{\"model\":",
     ] {
         let mut connection = server.connect();
         connection.write(begun).expect("a write");

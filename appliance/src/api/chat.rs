@@ -83,7 +83,7 @@ pub(super) async fn create(
     let id = format!("chatcmpl-{}", arrival.id);
     let teller = Teller { manner, logprobs };
     let response = match teller.manner.stream {
-        true => teller.stream(run, &id, &prompt).await?,
+        true => teller.stream(run, &id, &prompt),
         false => teller.whole(run, &id, &prompt).await?,
     };
     Ok((headers, response).into_response())
@@ -318,12 +318,7 @@ impl Teller {
             .then(|| ChatLogprobs::new(&self.manner.names, scored))
     }
 
-    async fn stream(
-        self,
-        run: run::Run,
-        id: &str,
-        prompt: &[TokenId],
-    ) -> Result<Response, ApiError> {
+    fn stream(self, run: run::Run, id: &str, prompt: &[TokenId]) -> Response {
         let mut events = self
             .manner
             .events(&self.manner.head(id, "chat.completion.chunk"));
@@ -334,7 +329,7 @@ impl Teller {
             begun: vec![false; run.outputs()],
             teller: self,
         };
-        sse::answer(run, chunks, events).await
+        sse::answer(run, chunks, events)
     }
 }
 
@@ -416,7 +411,7 @@ mod tests {
         ];
         let mut expected: Vec<String> = expected.map(|rest| format!("{head}{rest}")).into();
         expected.push("[DONE]".into());
-        assert_eq!(events(told.await.unwrap()).await, expected);
+        assert_eq!(events(told).await, expected);
     }
 
     #[tokio::test]
@@ -429,7 +424,7 @@ mod tests {
         let usages = async |options: &str| {
             let fields = format!("{{\"stream_options\": {options}}}");
             let told = teller(&fields, false).stream(run(&pieces, 1), "id", &PROMPT);
-            let events = events(told.await.unwrap()).await;
+            let events = events(told).await;
             let usage = |event: &String| {
                 serde_json::from_str::<Value>(event)
                     .ok()?
@@ -503,15 +498,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_fails_at_once_has_a_status_and_later_an_event() {
+    async fn what_fails_is_an_event_in_a_stream_and_a_status_else() {
         let failed = finished(0, "", Reason::Failed("x".into()));
-        let told = teller("{}", false).stream(run(&[started(0), failed.clone()], 1), "id", &PROMPT);
-        assert_eq!(told.await.unwrap_err().status, 500);
         let late = [token(0, "a", 0), failed];
         let told = teller("{}", false).stream(run(&late, 1), "id", &PROMPT);
-        let events = events(told.await.unwrap()).await;
         let error = r#"{"error":{"message":"The request failed: x","type":"server_error","param":null,"code":null}}"#;
-        assert_eq!(events[2..], [error, "[DONE]"]);
+        assert_eq!(events(told).await[2..], [error, "[DONE]"]);
+        let failed = teller("{}", false).whole(run(&late, 1), "id", &PROMPT);
+        assert_eq!(failed.await.unwrap_err().status, 500);
         let lost = teller("{}", false).whole(run(&[token(0, "a", 0)], 1), "id", &PROMPT);
         assert_eq!(lost.await.unwrap_err().status, 503);
         let late = finished(0, "", Reason::Deadline);

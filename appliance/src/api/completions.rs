@@ -74,7 +74,7 @@ pub(super) async fn create(
     }
     let id = format!("cmpl-{}", arrival.id);
     let response = match teller.manner.stream {
-        true => teller.stream(run, &id).await?,
+        true => teller.stream(run, &id),
         false => teller.whole(run, &id).await?,
     };
     Ok((headers, response).into_response())
@@ -332,7 +332,7 @@ impl Teller {
         }
     }
 
-    async fn stream(self, run: Run, id: &str) -> Result<Response, ApiError> {
+    fn stream(self, run: Run, id: &str) -> Response {
         let events = self.manner.events(&self.manner.head(id, "text_completion"));
         let chunks = TextChunks {
             begun: vec![false; run.outputs()],
@@ -340,7 +340,7 @@ impl Teller {
             scored: vec![None; self.prompts.len()],
             teller: self,
         };
-        sse::answer(run, chunks, events).await
+        sse::answer(run, chunks, events)
     }
 }
 
@@ -460,9 +460,7 @@ mod tests {
     #[tokio::test]
     async fn a_stream_echoes_first_and_then_tells_a_chunk_a_token() {
         let fields = r#"{"return_token_ids": true, "return_tokens_as_token_ids": true}"#;
-        let told = teller(fields, true, Some(2))
-            .stream(run(&pieces(), 1), "id")
-            .await;
+        let told = teller(fields, true, Some(2)).stream(run(&pieces(), 1), "id");
         let head = r#"{"id":"id","object":"text_completion","model":"m","choices":["#;
         let expected = [
             r#"{"index":0,"text":"ab","logprobs":{"text_offset":[0,1],"token_logprobs":[null,-0.5],"tokens":["token_id:0","token_id:1"],"top_logprobs":[null,{"token_id:1":-0.5,"token_id:2":-9999.0}]},"finish_reason":null,"prompt_token_ids":[0,1]}]}"#,
@@ -471,7 +469,7 @@ mod tests {
         ];
         let mut expected: Vec<String> = expected.map(|rest| format!("{head}{rest}")).into();
         expected.push("[DONE]".into());
-        assert_eq!(events(told.unwrap()).await, expected);
+        assert_eq!(events(told).await, expected);
     }
 
     #[tokio::test]

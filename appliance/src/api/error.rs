@@ -190,6 +190,13 @@ impl ApiError {
         }
     }
 
+    /// Writes it to the log if it is the server's fault.
+    pub(super) fn log(&self) {
+        if self.status == StatusCode::INTERNAL_SERVER_ERROR {
+            tracing::error!("{}", self.message);
+        }
+    }
+
     /// Whether the same request would fail again: clients retry some statuses unless told.
     fn permanent(&self) -> bool {
         let passing = [
@@ -222,9 +229,7 @@ impl From<TextError> for ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        if self.status == StatusCode::INTERNAL_SERVER_ERROR {
-            tracing::error!("{}", self.message);
-        }
+        self.log();
         let mut response = (self.status, axum::Json(self.body())).into_response();
         let headers = response.headers_mut();
         if let Some(seconds) = self.retry_after {

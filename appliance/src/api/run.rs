@@ -1,10 +1,7 @@
 //! A request under way: one generation for each of its prompts, told as one sequence of pieces.
 
-use std::time::Duration;
-
 use engine::{Scored, TokenId};
 use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
-use tokio::time::timeout;
 
 use super::error::ApiError;
 use super::usage::Usage;
@@ -13,8 +10,6 @@ use crate::generation::{Ask, Generation, Generator, Piece, Reason};
 /// A request under way. Dropping it cancels all of it.
 pub(super) struct Run {
     pieces: SelectAll<BoxStream<'static, (u32, Piece)>>,
-    /// What was waited for before it was asked for.
-    early: Option<Part>,
     /// For each prompt, whether it has begun to run.
     begun: Vec<bool>,
     /// Continuations of each prompt.
@@ -110,7 +105,6 @@ impl Run {
         };
         Self {
             pieces: (0..).zip(generations).map(numbered).collect(),
-            early: None,
             begun: vec![false; prompts],
             choices,
             open: choices.saturating_mul(u32::try_from(prompts).unwrap_or(u32::MAX)),
@@ -135,22 +129,9 @@ impl Run {
         self.usage
     }
 
-    /// Waits for the first result, `patience` at the most, so that a request that fails at once
-    /// fails with a status and not within a stream. Whether there is one.
-    pub(super) async fn settle(&mut self, patience: Duration) -> Result<bool, ApiError> {
-        match timeout(patience, self.next()).await {
-            Ok(first) => self.early = first?,
-            Err(_patience) => return Ok(false),
-        }
-        Ok(true)
-    }
-
     /// What happens next; `None` after every continuation has ended well. May be given up while
     /// waiting without losing anything.
     pub(super) async fn next(&mut self) -> Result<Option<Part>, ApiError> {
-        if let Some(part) = self.early.take() {
-            return Ok(Some(part));
-        }
         while let Some((prompt, piece)) = self.pieces.next().await {
             if let Some(part) = self.part(prompt, piece)? {
                 return Ok(Some(part));

@@ -122,6 +122,7 @@ fn json(out: impl std::io::Write, value: &impl Serialize) {
 
 /// An error as the end of a stream.
 fn failure(error: &ApiError) -> Bytes {
+    error.log();
     let mut out = b"data: ".to_vec();
     json(&mut out, &error.body());
     out.extend_from_slice(b"\n\n");
@@ -136,28 +137,19 @@ struct Live<C> {
     events: Events,
 }
 
-/// Answers with what comes of `run`, as events. Waits for the first of it for a while, so that
-/// what fails at once fails with a status.
-pub(super) async fn answer(
-    mut run: Run,
-    chunks: impl Chunks,
-    events: Events,
-) -> Result<Response, ApiError> {
-    let settled = run.settle(SILENCE).await?;
+/// Answers with what comes of `run`, as events.
+pub(super) fn answer(run: Run, chunks: impl Chunks, events: Events) -> Response {
     let live = Live {
         run,
         chunks,
         events,
     };
-    let waited = stream::iter((!settled).then_some(Bytes::from_static(PING)));
     let frames = stream::unfold(Some(live), |live| async { Some(frame(live?).await) });
     // What panics in one stream ends that stream.
-    let frames = AssertUnwindSafe(waited.chain(frames))
-        .catch_unwind()
-        .map(|frame| {
-            let panicked = |_| failure(&ApiError::panicked());
-            Ok::<_, Infallible>(frame.unwrap_or_else(panicked))
-        });
+    let frames = AssertUnwindSafe(frames).catch_unwind().map(|frame| {
+        let panicked = |_| failure(&ApiError::panicked());
+        Ok::<_, Infallible>(frame.unwrap_or_else(panicked))
+    });
     let headers = [
         (
             header::CONTENT_TYPE,
@@ -170,7 +162,7 @@ pub(super) async fn answer(
             HeaderValue::from_static("no"),
         ),
     ];
-    Ok((headers, Body::from_stream(frames)).into_response())
+    (headers, Body::from_stream(frames)).into_response()
 }
 
 /// The next bytes of a stream, and what is left of it.
