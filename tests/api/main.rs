@@ -8,6 +8,7 @@ mod chat;
 mod cli;
 mod completions;
 mod errors;
+mod golden;
 mod life;
 mod logprobs;
 mod metrics;

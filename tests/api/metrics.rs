@@ -222,12 +222,7 @@ fn counts_agree_with_what_was_served() {
 #[test]
 fn what_runs_is_seen_and_what_is_dropped_is_counted() {
     let server = Server::start(&Model::chain(), &[]);
-    let body = completion(
-        &server,
-        "a",
-        json!({"max_tokens": 8000, "logprobs": 5, "stream": true}),
-    );
-    let stream = crate::good(server.stream(COMPLETIONS, &body));
+    let stream = server.hold();
     eventually("it runs", || {
         server.metrics().value("vllm:num_requests_running") == 1.0
     });

@@ -3,7 +3,7 @@
 use appliance_tests::{Model, PATIENCE, Request, Response, Server, eventually};
 use serde_json::Value;
 
-use crate::{COMPLETIONS, completion, hold, is_well, streaming};
+use crate::{COMPLETIONS, completion, is_well, streaming};
 
 /// A refusal that a client can act on.
 fn refused(response: &Response) {
@@ -58,7 +58,7 @@ fn a_burst_of_1280_leaves_health_answering() {
 #[test]
 fn a_full_queue_is_told_at_once() {
     let server = Server::start(&Model::chain(), &["--max-running", "1", "--max-queue", "2"]);
-    let holding = hold(&server);
+    let holding = server.hold();
     let mut waiting: Vec<_> = (0..2)
         .map(|_| {
             let mut client = server.connect();
@@ -93,7 +93,7 @@ fn a_full_queue_is_told_at_once() {
 fn the_tokens_that_wait_are_bounded_too() {
     let flags = ["--max-running", "1", "--max-queue-tokens", "1000"];
     let server = Server::start(&Model::chain(), &flags);
-    let holding = hold(&server);
+    let holding = server.hold();
     let long = "x".repeat(800);
     let mut waiting = server.connect();
     let request = Request::post(COMPLETIONS, &completion(&server, &long, 3));
@@ -129,7 +129,7 @@ fn the_status_of_a_refusal_is_a_setting() {
     let server = Server::start(&Model::chain(), &flags);
     // With room for none to wait, one that could run at once still does.
     is_well(&server);
-    let _holding = hold(&server);
+    let _holding = server.hold();
     let response = server.post(COMPLETIONS, &completion(&server, "a", 3));
     assert_eq!(response.status(), 429, "{}", response.text());
     assert!(response.header("retry-after").is_some());

@@ -3,7 +3,7 @@
 use appliance_tests::{Model, PATIENCE, Request, Server};
 use serde_json::Value;
 
-use crate::{COMPLETIONS, completion, hold, is_well, streaming};
+use crate::{COMPLETIONS, completion, is_well, streaming};
 
 fn timed_out(error: &Value) {
     assert_eq!(error["type"], "timeout", "{error}");
@@ -14,7 +14,7 @@ fn timed_out(error: &Value) {
 fn a_request_that_waits_too_long_is_told() {
     let flags = ["--max-running", "1", "--request-timeout", "2s"];
     let server = Server::start(&Model::chain(), &flags);
-    let holding = hold(&server);
+    let holding = server.hold();
     let response = server.post(COMPLETIONS, &completion(&server, "a", 8000));
     // The place is free again when the first has timed out; then this one is too late as well, or
     // it has had too little time for 8000 tokens.

@@ -8,7 +8,7 @@ mod memory;
 mod shutdown;
 mod slow;
 
-use appliance_tests::{Request, Server, Stream};
+use appliance_tests::Server;
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -45,18 +45,6 @@ fn is_well(server: &Server) {
     });
     let answer = server.ask(CHAT, &body);
     assert_eq!(answer["choices"][0]["message"]["content"], ALPHABET);
-}
-
-/// A request that runs for as long as it is not read and not dropped: it streams far more than
-/// the buffers between a server and a client hold.
-fn hold(server: &Server) -> Stream {
-    let mut body = streaming(server, "a", 8000);
-    body["logprobs"] = 5.into();
-    let mut connection = server.connect().narrow().expect("a small buffer");
-    connection
-        .send(&Request::post(COMPLETIONS, &body))
-        .expect("the server reads the request");
-    connection.stream().expect("the head of a stream")
 }
 
 /// Numbers that look random and are the same in every run (xorshift64).

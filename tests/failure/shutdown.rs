@@ -3,7 +3,7 @@
 use appliance_tests::{Answer, Model, PATIENCE, Request, Server, eventually};
 use nix::sys::signal::Signal::{SIGINT, SIGTERM};
 
-use crate::{COMPLETIONS, completion, hold, streaming};
+use crate::{COMPLETIONS, completion, streaming};
 
 #[test]
 fn a_server_with_nothing_to_do_ends_at_once_and_well() {
@@ -18,7 +18,7 @@ fn a_server_with_nothing_to_do_ends_at_once_and_well() {
 fn under_load_no_stream_is_lost() {
     let server = Server::start(&Model::chain(), &[]);
     // One is not read, so that the server cannot be done before the others have been looked at.
-    let held = hold(&server);
+    let held = server.hold();
     let mut streams: Vec<_> = (0..24)
         .map(|_| server.stream(COMPLETIONS, &streaming(&server, "a", 400)))
         .collect();
@@ -64,7 +64,7 @@ fn under_load_no_stream_is_lost() {
 #[test]
 fn a_second_sigterm_ends_it_now() {
     let server = Server::start(&Model::chain(), &["--grace", "1h"]);
-    let _held = hold(&server);
+    let _held = server.hold();
     server.signal(SIGTERM);
     eventually("readiness is off", || server.get("/health").status() == 503);
     assert!(server.ended().is_none());
@@ -75,7 +75,7 @@ fn a_second_sigterm_ends_it_now() {
 #[test]
 fn after_the_grace_period_it_ends_whoever_runs() {
     let server = Server::start(&Model::chain(), &["--grace", "1s"]);
-    let _held = hold(&server);
+    let _held = server.hold();
     server.signal(SIGTERM);
     server.exit_code_within(PATIENCE);
 }
@@ -101,7 +101,5 @@ fn the_port_is_free_afterwards() {
     let _connection = server.connect();
     server.signal(SIGTERM);
     assert_eq!(server.exit_code_within(PATIENCE), 0);
-    let address = server.address.to_string();
-    let again = Server::start(&model, &["--listen", &address]);
-    assert_eq!(again.address.to_string(), address);
+    assert_eq!(Server::start_at(server.address, &model, &[]).model, "chain");
 }

@@ -5,12 +5,12 @@ use std::time::Duration;
 use appliance_tests::{Connection, Model, PATIENCE, Request, Server};
 use serde_json::json;
 
-use crate::{CHAT, COMPLETIONS, completion, hold, is_well};
+use crate::{CHAT, COMPLETIONS, completion, is_well};
 
 #[test]
 fn clients_that_never_read_hold_up_nobody_else() {
     let server = Server::start(&Model::chain(), &[]);
-    let silent: Vec<_> = (0..24).map(|_| hold(&server)).collect();
+    let silent: Vec<_> = (0..24).map(|_| server.hold()).collect();
     for _ in 0..10 {
         is_well(&server);
         let answer = server.ask(COMPLETIONS, &completion(&server, "a", 64));
@@ -25,7 +25,7 @@ fn what_a_slow_reader_has_not_read_is_not_kept_in_memory() {
     let server = Server::start(&Model::chain(), &[]);
     is_well(&server);
     let before = server.resident_bytes();
-    let silent: Vec<_> = (0..40).map(|_| hold(&server)).collect();
+    let silent: Vec<_> = (0..40).map(|_| server.hold()).collect();
     std::thread::sleep(Duration::from_secs(2));
     is_well(&server);
     let grown = server.resident_bytes().saturating_sub(before);
@@ -39,7 +39,7 @@ fn what_a_slow_reader_has_not_read_is_not_kept_in_memory() {
 #[test]
 fn a_slow_reader_gets_all_of_it() {
     let server = Server::start(&Model::chain(), &[]);
-    let mut slow = hold(&server);
+    let mut slow = server.hold();
     let mut text = String::new();
     let mut count = 0;
     while let Some(chunk) = slow.next_chunk().expect("a well-formed stream") {
@@ -85,7 +85,8 @@ fn a_client_that_stops_writing_is_let_go() {
     for begun in [
         &b""[..],
         b"POST /v1/chat/completions HT",
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\ncontent-length: 500\r\n\r\n{\"model\":",
+        b"POST /v1/chat/completions HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\n\
+          content-length: 500\r\n\r\n{\"model\":",
     ] {
         let mut connection = server.connect();
         connection.write(begun).expect("a write");

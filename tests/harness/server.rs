@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::http::{Connection, Request, Response};
 use crate::metrics::Metrics;
@@ -138,7 +138,12 @@ pub struct Server {
 impl Server {
     /// Starts `appliance serve` on a free port and waits until it is ready.
     pub fn start(model: &Model, flags: &[&str]) -> Self {
-        let mut server = Self::spawn(model, flags);
+        Self::start_at(free_address(), model, flags)
+    }
+
+    /// The same on a port that the test has chosen.
+    pub fn start_at(address: SocketAddr, model: &Model, flags: &[&str]) -> Self {
+        let mut server = Self::spawn(address, model, flags);
         server.await_ready();
         server.model = server.get("/v1/models").json()["data"][0]["id"]
             .as_str()
@@ -155,8 +160,7 @@ impl Server {
     }
 
     /// Starts `appliance serve` and does not wait.
-    pub fn spawn(model: &Model, flags: &[&str]) -> Self {
-        let address = free_address();
+    fn spawn(address: SocketAddr, model: &Model, flags: &[&str]) -> Self {
         let log = log_path("log");
         let file = File::create(&log).expect("a file under target");
         let child = command()
@@ -236,6 +240,26 @@ impl Server {
         connection
             .stream()
             .unwrap_or_else(|error| panic!("no stream ({error}): {}", self.log_end()))
+    }
+
+    /// A stream that runs for as long as it is neither read nor dropped: it is more than the buffers
+    /// between the two ends hold. It takes a place, its tokens are `bcd..` round the alphabet of
+    /// [`Model::chain`], 8000 of them.
+    pub fn hold(&self) -> Stream {
+        let body = json!({
+            "model": self.model,
+            "prompt": "a",
+            "max_tokens": 8000,
+            "temperature": 0,
+            "ignore_eos": true,
+            "logprobs": 5,
+            "stream": true,
+        });
+        let mut connection = self.connect().narrow().expect("a socket has a buffer");
+        connection
+            .send(&Request::post("/v1/completions", &body))
+            .expect("the server reads the request");
+        connection.stream().expect("the head of a stream")
     }
 
     /// A scrape of `/metrics`.
