@@ -108,7 +108,9 @@ fn a_llama_becomes_a_directory_of_five_files() {
 fn progress_ends_at_the_total() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("model.gguf");
-    fs::write(&file, Gguf::llama().bytes()).unwrap();
+    let mut gguf = Gguf::llama();
+    gguf.vector("rope_freqs.weight", &[1.0; 8]);
+    fs::write(&file, gguf.bytes()).unwrap();
     let mut seen = Vec::new();
     import(&file, &folder.path().join("model"), |progress| {
         seen.push(progress)
@@ -179,6 +181,7 @@ fn a_qwen2_keeps_its_rows_and_composes_its_text() {
 #[test]
 fn the_tokenizer_keeps_vocabulary_merges_and_special_tokens() {
     let mut gguf = Gguf::llama();
+    gguf.matrix("token_embd.weight", 7, 32);
     let spelt = Value::Texts(vec!["a", "b", "ab", "<tool>", "<|s|>", "<|e|>", "[PAD]"]);
     gguf.set("tokenizer.ggml.tokens", spelt);
     gguf.set(
@@ -346,6 +349,10 @@ fn a_tokenizer_that_contradicts_itself_is_refused() {
         Value::U32(6),
         "the key `tokenizer.ggml.eos_token_id` is 6, but the vocabulary has 6 tokens",
     );
+    let mut gguf = Gguf::llama();
+    gguf.matrix("token_embd.weight", 5, 32);
+    let why = "its tokenizer: it has 6 tokens, but `token_embd.weight` has 5 rows";
+    assert_eq!(refused(&gguf), why);
     check(
         "token_type",
         Value::I32s(vec![1]),

@@ -77,10 +77,7 @@ pub(super) fn config(
 ) -> Result<Map<String, Value>, KeyError> {
     let keys = Keys(&gguf.values);
     let prefix = format!("{}.", architecture.name);
-    let unknown = |key: &&str| !KNOWN.contains(&&key[prefix.len()..]);
-    if let Some(key) = keys.under(&prefix).find(unknown) {
-        return Err(keys.unsupported(key, "models without it"));
-    }
+    refuse_unknown(keys, &prefix)?;
     let key = |name: &str| format!("{prefix}{name}");
     let whole = |name: &str| required(&key(name), keys.whole(&key(name))?);
     let heads = whole("attention.head_count")?;
@@ -88,14 +85,7 @@ pub(super) fn config(
         .whole(&key("attention.head_count_kv"))?
         .unwrap_or(heads);
     let hidden = whole("embedding_length")?;
-    let derived = hidden.checked_div(heads).unwrap_or_default();
-    let head_size = keys.whole(&key("attention.key_length"))?.unwrap_or(derived);
-    for name in ["attention.value_length", "rope.dimension_count"] {
-        let size = keys.whole(&key(name))?;
-        if size.is_some_and(|size| size != head_size) {
-            return Err(keys.unsupported(&key(name), &format!("the size of a head, {head_size}")));
-        }
-    }
+    let head_size = head_size(keys, &prefix, hidden, heads)?;
     let epsilon = key("attention.layer_norm_rms_epsilon");
     let theta = keys.number(&key("rope.freq_base"))?.unwrap_or(10_000.0);
     let context = whole("context_length")?;
@@ -130,6 +120,28 @@ pub(super) fn config(
         .map(std::mem::take)
         .unwrap_or_default();
     Ok(object.into_iter().chain(tokens(keys)?).collect())
+}
+
+fn refuse_unknown(keys: Keys<'_>, prefix: &str) -> Result<(), KeyError> {
+    let unknown = |key: &&str| !KNOWN.contains(&&key[prefix.len()..]);
+    match keys.under(prefix).find(unknown) {
+        None => Ok(()),
+        Some(key) => Err(keys.unsupported(key, "models without it")),
+    }
+}
+
+/// The width of a head: all of them alike, and rotated whole.
+fn head_size(keys: Keys<'_>, prefix: &str, hidden: u32, heads: u32) -> Result<u32, KeyError> {
+    let whole = |name: &str| keys.whole(&format!("{prefix}{name}"));
+    let derived = hidden.checked_div(heads).unwrap_or_default();
+    let head_size = whole("attention.key_length")?.unwrap_or(derived);
+    for name in ["attention.value_length", "rope.dimension_count"] {
+        if whole(name)?.is_some_and(|size| size != head_size) {
+            let supported = format!("the size of a head, {head_size}");
+            return Err(keys.unsupported(&format!("{prefix}{name}"), &supported));
+        }
+    }
+    Ok(head_size)
 }
 
 fn rows(embedding: Option<&Stored>) -> usize {

@@ -118,12 +118,9 @@ impl Plan {
         let config = pretty(&config);
         let decoder = Decoder::parse(&config)?;
         let tensors = weights::plan(&gguf, architecture, &decoder)?;
-        let tokenizer = tokenizer::tokenizer(keys)?;
+        let tokenizer = tokenizer::tokenizer(keys, decoder.vocabulary)?;
         let tokenizer_config = tokenizer::tokenizer_config(keys, &context)?;
-        let lengths = gguf
-            .tensors
-            .values()
-            .map(|stored| stored.bytes.len() as u64);
+        let total = tensors.iter().map(weights::Planned::length).sum();
         Ok(Self {
             texts: [
                 ("config.json", config),
@@ -133,7 +130,7 @@ impl Plan {
             ],
             decoder,
             tensors,
-            total: lengths.sum(),
+            total,
         })
     }
 
@@ -186,7 +183,8 @@ pub(crate) fn rehearse(file: &[u8]) -> Result<(), Refusal> {
 
 /// Turns the GGUF file `from` into `dir`: `config.json`, `generation_config.json`,
 /// `tokenizer.json`, `tokenizer_config.json` and `model.safetensors` in BF16. `dir` must be empty or
-/// not there; it appears whole or not at all. `progress` is called after each tensor.
+/// not there; it appears whole or not at all, though an import that is killed leaves a directory
+/// `.importing-*` beside it. `progress` is called after each tensor.
 ///
 /// # Errors
 /// A file that cannot be read, is not supported or cannot be written, with what to do about it.

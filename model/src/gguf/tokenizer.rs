@@ -90,6 +90,14 @@ pub enum TokenizerError {
         /// As the file has it.
         merge: String,
     },
+    /// There are tokens without a row of the embedding.
+    #[error("it has {length} tokens, but `token_embd.weight` has {rows} rows")]
+    Rows {
+        /// Tokens of the vocabulary.
+        length: usize,
+        /// Rows of the embedding.
+        rows: u32,
+    },
     /// A special token's id is beyond the vocabulary.
     #[error("the key `{key}` is {id}, but the vocabulary has {length} tokens")]
     Beyond {
@@ -112,8 +120,8 @@ const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const PRE: &str = "tokenizer.ggml.pre";
 
-/// Builds `tokenizer.json`.
-pub(super) fn tokenizer(keys: Keys<'_>) -> Result<Value, TokenizerError> {
+/// Builds `tokenizer.json`. `rows` are those of the embedding.
+pub(super) fn tokenizer(keys: Keys<'_>, rows: u32) -> Result<Value, TokenizerError> {
     refuse_unsupported(keys)?;
     let pre = pre_tokenizer(keys)?;
     let tokens = required(TOKENS, keys.texts(TOKENS)?)?;
@@ -121,6 +129,10 @@ pub(super) fn tokenizer(keys: Keys<'_>) -> Result<Value, TokenizerError> {
     if types.len() != tokens.len() {
         let expected = format!("one for each of {} tokens", tokens.len());
         return Err(keys.invalid(TYPES, &expected).into());
+    }
+    if tokens.len() > rows as usize {
+        let length = tokens.len();
+        return Err(TokenizerError::Rows { length, rows });
     }
     let vocabulary = vocabulary(tokens, types)?;
     let normalizer = pre.composes.then(|| json!({"type": "NFC"}));

@@ -48,6 +48,13 @@ pub(super) struct Planned {
     interleaved: Option<usize>,
 }
 
+impl Planned {
+    /// Its bytes in the GGUF.
+    pub(super) fn length(&self) -> u64 {
+        self.stored.bytes.len() as u64
+    }
+}
+
 /// Finds a tensor for every role of `decoder`, and a role for every tensor.
 pub(super) fn plan(
     gguf: &Container,
@@ -113,7 +120,7 @@ pub(super) fn write(
             (Some(head), [_]) => write_vector(file, &tensor.stored, head, out)?,
             (interleaved, _) => write_rows(file, &tensor.stored, interleaved, out)?,
         }
-        progress(tensor.stored.bytes.len() as u64);
+        progress(tensor.length());
     }
     Ok(())
 }
