@@ -233,119 +233,94 @@ pub(crate) fn steps_are_collected_once_and_in_order(device: &mut Device) {
 }
 
 pub(crate) fn a_rejected_step_leaves_the_device_usable(device: &mut Device) {
-    let profile = device.profile().clone();
     let prompt = device.tokens(1, 20);
     let good = Ask::prompt(&prompt, &[0, 1]);
     let expected = device.answer(good.clone());
     let before = device.answer(Ask::at(20, &[1], &[0, 1]));
+    for (what, rows) in bad_rows(device) {
+        check_rejected(device, what, &[], &rows, &before);
+    }
+    let pages = device.profile().pages;
+    for (what, copies) in [
+        ("a copy of an unknown page", [(0, 4), (pages, 3)]),
+        ("a copy to an unknown page", [(0, 4), (3, pages)]),
+        ("two copies to a page", [(0, 3), (1, 3)]),
+        ("a copy of a copy", [(0, 3), (3, 4)]),
+    ] {
+        let other = Ask::prompt(&prompt[..5], &[2]);
+        check_rejected(device, what, &copies, &[other], &before);
+    }
+    let mixed = [good.clone(), Ask::prompt(&[], &[0])];
+    check_rejected(
+        device,
+        "a good row beside a bad one",
+        &[(2, 0)],
+        &mixed,
+        &before,
+    );
+    let after = device.answer(good);
+    device.check_same("after all", &expected, &after);
+}
+
+/// Rows that no device can run, and why.
+fn bad_rows(device: &Device) -> Vec<(&'static str, Vec<Ask>)> {
+    let profile = device.profile();
+    let prompt = device.tokens(1, 20);
     let other = Ask::prompt(&prompt[..5], &[2]);
     let mask = |count, allowed| TokenMask::only(count, allowed);
-    let at_end = Ask::at(
-        profile.context.most(),
-        &[1],
-        &all_pages(profile.context.most()),
-    );
-    let bad = [
-        ("no token", vec![], vec![Ask::prompt(&[], &[0])]),
+    let (vocabulary, most) = (profile.vocabulary, profile.context.most());
+    let empty = mask(vocabulary, None);
+    let short = mask(1, Some(TokenId(0)));
+    let unknown = Wish::Each(1, vec![vocabulary]);
+    vec![
+        ("no token", vec![Ask::prompt(&[], &[0])]),
+        ("an unknown token", vec![Ask::prompt(&[vocabulary], &[0])]),
+        ("an unknown page", vec![Ask::prompt(&[1], &[profile.pages])]),
+        ("too few pages", vec![Ask::prompt(&prompt, &[0])]),
         (
-            "an unknown token",
-            vec![],
-            vec![Ask::prompt(&[profile.vocabulary], &[0])],
+            "behind the end",
+            vec![Ask::at(most, &[1], &all_pages(most))],
         ),
-        (
-            "an unknown page",
-            vec![],
-            vec![Ask::prompt(&[1], &[profile.pages])],
-        ),
-        ("too few pages", vec![], vec![Ask::prompt(&prompt, &[0])]),
-        ("a position behind the end", vec![], vec![at_end]),
-        (
-            "the last position of all",
-            vec![],
-            vec![Ask::at(u32::MAX, &[1], &[0])],
-        ),
-        (
-            "width 0",
-            vec![],
-            vec![other.clone().wishing(Wish::Best(0))],
-        ),
+        ("behind all ends", vec![Ask::at(u32::MAX, &[1], &[0])]),
+        ("width 0", vec![other.clone().wishing(Wish::Best(0))]),
         (
             "too few targets",
-            vec![],
             vec![other.clone().wishing(Wish::Each(1, vec![1]))],
         ),
         (
             "an unknown target",
-            vec![],
-            vec![Ask::prompt(&[1], &[2]).wishing(Wish::Each(1, vec![profile.vocabulary]))],
+            vec![Ask::prompt(&[1], &[2]).wishing(unknown)],
         ),
-        (
-            "an empty mask",
-            vec![],
-            vec![other.clone().masked(mask(profile.vocabulary, None))],
-        ),
-        (
-            "a short mask",
-            vec![],
-            vec![other.clone().masked(mask(1, Some(TokenId(0))))],
-        ),
-        (
-            "a page of two rows",
-            vec![],
-            vec![other.clone(), other.clone()],
-        ),
+        ("an empty mask", vec![other.clone().masked(empty)]),
+        ("a short mask", vec![other.clone().masked(short)]),
+        ("a page of two rows", vec![other.clone(), other]),
         (
             "a page read and written",
-            vec![],
             vec![Ask::at(20, &[1], &[0, 1]), Ask::prompt(&[1], &[0])],
         ),
-        (
-            "a page twice in a row",
-            vec![],
-            vec![Ask::prompt(&prompt, &[2, 2])],
-        ),
-        (
-            "a copy of an unknown page",
-            vec![(profile.pages, 3)],
-            vec![other.clone()],
-        ),
-        (
-            "a copy to an unknown page",
-            vec![(3, profile.pages)],
-            vec![other.clone()],
-        ),
-        (
-            "two copies to a page",
-            vec![(0, 3), (1, 3)],
-            vec![other.clone()],
-        ),
-        (
-            "a copy of a copy",
-            vec![(0, 3), (3, 4)],
-            vec![other.clone()],
-        ),
+        ("a page twice in a row", vec![Ask::prompt(&prompt, &[2, 2])]),
         (
             "too many decode rows",
-            vec![],
             decode_rows(profile.decode.most() + 1),
         ),
-        (
-            "a good row beside a bad one",
-            vec![(0, 2)],
-            vec![good.clone(), Ask::prompt(&[], &[0])],
-        ),
-    ];
-    for (what, copies, rows) in bad {
-        let result = device.run(&copies, &rows);
-        assert!(
-            matches!(result, Err(Fault::Reject(_))),
-            "{what}: {result:?}"
-        );
-        let after = device.answer(Ask::at(20, &[1], &[0, 1]));
-        device.check_same(&format!("after {what}"), &before, &after);
-    }
-    let after = device.answer(good);
-    device.check_same("after all", &expected, &after);
+    ]
+}
+
+/// Runs a bad step, and then a decode row whose answer was `before`.
+fn check_rejected(
+    device: &mut Device,
+    what: &str,
+    copies: &[(u32, u32)],
+    rows: &[Ask],
+    before: &Answer,
+) {
+    let result = device.run(copies, rows);
+    assert!(
+        matches!(result, Err(Fault::Reject(_))),
+        "{what}: {result:?}"
+    );
+    let after = device.answer(Ask::at(20, &[1], &[0, 1]));
+    device.check_same(&format!("after {what}"), before, &after);
 }
 
 /// Pages for `positions` positions and one more.
