@@ -12,7 +12,9 @@ const IMPORTED: &str = include_str!("import.json");
 
 #[test]
 fn the_imported_model_has_the_tensors_that_an_independent_reader_finds() {
-    let model = Model::smollm2();
+    let Some(model) = Model::smollm2() else {
+        return;
+    };
     let decoder = Decoder::open(&model.path).expect("a configuration");
     let weights = Weights::open(&model.path, &decoder).expect("a checkpoint");
     let expected: Value = serde_json::from_str(IMPORTED).expect("a golden file");
@@ -36,7 +38,9 @@ fn checksum(bytes: &[u8]) -> u64 {
 
 #[test]
 fn the_imported_model_is_described_as_its_authors_do() {
-    let model = Model::smollm2();
+    let Some(model) = Model::smollm2() else {
+        return;
+    };
     let decoder = Decoder::open(&model.path).expect("a configuration");
     assert_eq!(
         (decoder.vocabulary, decoder.hidden, decoder.layers),
