@@ -10,6 +10,9 @@ use super::*;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
+/// The path of a request, and where the range begins that it asks for.
+type Asked = (String, Option<usize>);
+
 /// A hub on loopback that has one model.
 #[derive(Clone, Default)]
 struct Fake {
@@ -22,8 +25,8 @@ struct Fake {
     /// The token without which nothing is given.
     token: Option<&'static str>,
     cuts: Arc<AtomicUsize>,
-    /// Each request: its path, and where the range begins that it asks for.
-    asked: Arc<Mutex<Vec<(String, Option<usize>)>>>,
+    /// Each request.
+    asked: Arc<Mutex<Vec<Asked>>>,
 }
 
 impl Fake {
