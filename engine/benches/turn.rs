@@ -80,7 +80,7 @@ fn turns(bench: &mut Criterion) {
     for rows in [1, 32, 256] {
         let mut out = Vec::new();
         // A batch of turns on one engine: it must not come to the end of its context.
-        bench.bench_function(format!("100 turns of {rows} rows"), |bencher| {
+        bench.bench_function(&format!("100 turns of {rows} rows"), |bencher| {
             bencher.iter_batched(
                 || decoding(rows),
                 |mut engine| {

@@ -194,7 +194,7 @@ impl<B: Backend> Engine<B> {
         };
         self.requests.insert(id, standing);
         let sequence = Sequence::new(id, Arc::new(request), self.context);
-        self.schedule.enqueue(Box::new(sequence));
+        self.schedule.enqueue(sequence);
         Ok(id)
     }
 
@@ -397,7 +397,7 @@ impl<B: Backend> Engine<B> {
         first: usize,
         out: &mut Vec<Delivery>,
     ) -> Option<()> {
-        let sequence = &mut *self.schedule.running[place];
+        let sequence = &mut self.schedule.running[place];
         let (request, choice) = (sequence.rank.request, sequence.choice);
         let prompt = Arc::clone(&sequence.request.prompt);
         let top = sequence.request.prompt_logprobs;
@@ -425,11 +425,11 @@ impl<B: Backend> Engine<B> {
 
     /// Draws the next token of a sequence, and the first tokens of the choices that fork from it.
     fn produce(&mut self, place: usize, entry: Entry<'_>, out: &mut Vec<Delivery>) {
-        let leader = &mut *self.schedule.running[place];
+        let leader = &mut self.schedule.running[place];
         let siblings = std::mem::take(&mut leader.siblings);
         let forks: Vec<_> = siblings
             .into_iter()
-            .map(|choice| Box::new(leader.fork(choice)))
+            .map(|choice| leader.fork(choice))
             .collect();
         let ended = draw(&mut self.sampler, &mut self.stats, leader, entry, out);
         for mut fork in forks {
@@ -483,7 +483,7 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Takes out all that is left of a request.
-    fn dismiss(&mut self, request: RequestId) -> Vec<Box<Sequence>> {
+    fn dismiss(&mut self, request: RequestId) -> Vec<Sequence> {
         let Some(standing) = self.requests.remove(&request) else {
             return Vec::new();
         };
@@ -577,7 +577,7 @@ impl<B: Backend> Engine<B> {
         let Some(place) = self.schedule.place_of(row) else {
             return;
         };
-        let sequence = &mut *self.schedule.running[place];
+        let sequence = &mut self.schedule.running[place];
         if sequence.started {
             return;
         }

@@ -16,9 +16,9 @@ use crate::step::{PageCopy, PageId, Row, TokenId, TokenMask, Want};
 pub(crate) struct Schedule {
     pub(crate) pages: Pages,
     /// Sequences without a place, the next one first.
-    queue: BTreeMap<Rank, Box<Sequence>>,
+    queue: BTreeMap<Rank, Sequence>,
     /// Sequences with a place, ascending by rank.
-    pub(crate) running: Vec<Box<Sequence>>,
+    pub(crate) running: Vec<Sequence>,
     pub(crate) preemptions: u64,
     pub(crate) cost: Cost,
     profile: Profile,
@@ -274,8 +274,7 @@ impl Schedule {
 
     /// All sequences.
     pub(crate) fn sequences(&self) -> impl Iterator<Item = &Sequence> {
-        let all = self.running.iter().chain(self.queue.values());
-        all.map(|sequence| &**sequence)
+        self.running.iter().chain(self.queue.values())
     }
 
     /// A row of the sequence at `place` has landed: all before position `end` is computed.
@@ -284,12 +283,12 @@ impl Schedule {
     }
 
     /// Puts a sequence without pages where it waits for its turn.
-    pub(crate) fn enqueue(&mut self, sequence: Box<Sequence>) {
+    pub(crate) fn enqueue(&mut self, sequence: Sequence) {
         self.queue.insert(sequence.rank, sequence);
     }
 
     /// Gives a fork a place and pages beside its leader, or a turn in the queue.
-    pub(crate) fn seat_beside(&mut self, mut fork: Box<Sequence>, leader: usize) {
+    pub(crate) fn seat_beside(&mut self, mut fork: Sequence, leader: usize) {
         let leader = &self.running[leader];
         if self.running.len() < self.places && fork.settle_beside(leader, &mut self.pages) {
             self.seat(fork);
@@ -298,7 +297,7 @@ impl Schedule {
         }
     }
 
-    fn seat(&mut self, sequence: Box<Sequence>) {
+    fn seat(&mut self, sequence: Sequence) {
         let place = self
             .running
             .partition_point(|other| other.rank < sequence.rank);
@@ -319,17 +318,14 @@ impl Schedule {
     }
 
     /// Takes out the sequence at a place and gives its pages back.
-    pub(crate) fn remove(&mut self, place: usize) -> Box<Sequence> {
+    pub(crate) fn remove(&mut self, place: usize) -> Sequence {
         let mut sequence = self.running.remove(place);
         sequence.vacate(&mut self.pages);
         sequence
     }
 
     /// Takes out all sequences of a request, those with a place first, and gives their pages back.
-    pub(crate) fn remove_all(
-        &mut self,
-        ranks: std::ops::RangeInclusive<Rank>,
-    ) -> Vec<Box<Sequence>> {
+    pub(crate) fn remove_all(&mut self, ranks: std::ops::RangeInclusive<Rank>) -> Vec<Sequence> {
         let start = self
             .running
             .partition_point(|other| other.rank < *ranks.start());
@@ -349,7 +345,7 @@ impl Schedule {
     pub(crate) fn each_of(
         &mut self,
         ranks: std::ops::RangeInclusive<Rank>,
-    ) -> impl Iterator<Item = &mut Box<Sequence>> {
+    ) -> impl Iterator<Item = &mut Sequence> {
         let Self { running, queue, .. } = self;
         let seated = running.iter_mut();
         let within = ranks.clone();
