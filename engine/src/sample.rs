@@ -367,3 +367,53 @@ fn exp(x: f32) -> f32 {
     let scale = f32::from_bits(rounded.to_bits().wrapping_add(127) << 23);
     if x >= -87.0 { series * scale } else { 0.0 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_close_and_ends_at_nothing() {
+        for step in 0..8_700_u16 {
+            let x = -f32::from(step) / 100.0;
+            let exact = f64::from(x).exp();
+            let error = (f64::from(exp(x)) - exact).abs() / exact;
+            assert!(error < 1e-6, "e^{x} is off by {error}");
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(
+            [exp(-88.0), exp(f32::NEG_INFINITY), exp(f32::NAN)],
+            [0.0; 3]
+        );
+    }
+
+    #[test]
+    fn the_most_likely_is_a_number_and_the_lowest_id_among_equals() {
+        let ids = [5, 2, 9, 4].map(TokenId);
+        let best = most_likely(&ids, &[1.0, 1.0, f32::NAN, -3.0]);
+        assert_eq!(best, Some((1.0, TokenId(2))));
+        assert_eq!(most_likely(&ids, &[f32::NEG_INFINITY; 4]), None);
+        assert_eq!(most_likely(&ids, &[f32::NAN; 4]), None);
+    }
+
+    #[test]
+    fn top_p_keeps_the_same_few_of_many_as_a_full_sort() {
+        let kept: Vec<_> = (0..5_000_u16)
+            .map(|id| Kept {
+                token: TokenId(u32::from(id)),
+                value: f32::from(id * 7 % 4_999),
+                weight: exp((f32::from(id * 7 % 4_999) - 4_998.0) / 300.0),
+            })
+            .collect();
+        let mut sorted = kept.clone();
+        sorted.sort_by(by_value);
+        for top_p in [0.01, 0.5, 0.9, 0.99] {
+            let goal = mass(&kept) * f64::from(top_p);
+            let reaches = |count: &usize| mass(&sorted[..*count]) >= goal;
+            let count = (1..sorted.len()).find(reaches);
+            let mut few = kept.clone();
+            keep_top_p(&mut few, top_p);
+            assert_eq!(Some(few.len()), count, "{top_p}");
+        }
+    }
+}
