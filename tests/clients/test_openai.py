@@ -115,9 +115,11 @@ def test_completions(client, model):
 
 def test_a_repeated_prompt_is_cached(client, model):
     messages = [{"role": "user", "content": "A prompt of some length. " * 12}]
-    for cached in (False, True):
-        answer = client.chat.completions.create(model=model, messages=messages, max_tokens=1)
-        assert (answer.usage.prompt_tokens_details.cached_tokens > 0) == cached
+    ask = dict(model=model, messages=messages, max_tokens=1)
+    first, second = (client.chat.completions.create(**ask).usage for _ in range(2))
+    # The template's own system message may be cached before the first.
+    assert first.prompt_tokens_details.cached_tokens < first.prompt_tokens / 2
+    assert second.prompt_tokens_details.cached_tokens > second.prompt_tokens / 2
 
 
 @pytest.mark.parametrize(
