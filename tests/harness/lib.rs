@@ -9,6 +9,8 @@ pub mod http;
 pub mod metrics;
 pub mod models;
 pub mod server;
+#[cfg(test)]
+mod specification;
 pub mod sse;
 
 pub use answer::Answer;
