@@ -214,3 +214,75 @@ fn absent(dir: &Path, error: &std::io::Error) -> String {
     }
     error.to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The ids of "b", which is 2, in a model whose tokenizer.json puts `<s>`, which is 0, before a text.
+    fn ids(config: Value) -> Result<Vec<u32>, String> {
+        let special = |id: u32, content: &str| {
+            json!({
+                "id": id, "content": content, "special": true, "single_word": false,
+                "lstrip": false, "rstrip": false, "normalized": false,
+            })
+        };
+        let post = json!({
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [0], "tokens": ["<s>"]}},
+        });
+        let json = json!({
+            "added_tokens": [special(0, "<s>"), special(1, "</s>")],
+            "post_processor": post,
+            "decoder": {"type": "Fuse"},
+            "truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0},
+            "model": {"type": "BPE", "vocab": {"<s>": 0, "</s>": 1, "b": 2}, "merges": []},
+        });
+        let config = TokenizerConfig::new(config.as_object().unwrap().clone());
+        let tokenizer = Tokenizer::parse(json.to_string().as_bytes(), &config)?;
+        assert_eq!(tokenizer.vocabulary(), 3);
+        assert_eq!(tokenizer.encode("bb", false).unwrap(), [TokenId(2); 2]);
+        let ids = tokenizer
+            .encode("b", true)
+            .map_err(|error| error.to_string())?;
+        Ok(ids.into_iter().map(|id| id.0).collect())
+    }
+
+    #[test]
+    fn what_is_added_is_for_tokenizer_config_to_say_if_it_does() {
+        let roles = |before: bool, after: bool| {
+            json!({
+                "bos_token": "<s>", "eos_token": {"content": "</s>"},
+                "add_bos_token": before, "add_eos_token": after,
+            })
+        };
+        assert_eq!(ids(json!({"bos_token": "<s>"})), Ok(vec![0, 2]));
+        assert_eq!(ids(roles(true, false)), Ok(vec![0, 2]));
+        assert_eq!(ids(roles(false, false)), Ok(vec![2]));
+        assert_eq!(ids(roles(true, true)), Ok(vec![0, 2, 1]));
+        let unknown = ids(json!({"bos_token": "<b>", "add_bos_token": true})).unwrap_err();
+        assert!(
+            unknown.contains("adds \"<b>\", which is no token"),
+            "{unknown}"
+        );
+    }
+
+    #[test]
+    fn a_folder_without_a_tokenizer_says_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = Tokenizer::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("tokenizer.json: No such file"), "{error}");
+        std::fs::write(dir.path().join("tokenizer.model"), "").unwrap();
+        let error = Tokenizer::open(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("save the tokenizer once with transformers"),
+            "{error}"
+        );
+    }
+}
