@@ -246,10 +246,15 @@ impl Server {
     /// between the two ends hold. It takes a place, its tokens are `bcd..` round the alphabet of
     /// [`Model::chain`], 8000 of them.
     pub fn hold(&self) -> Stream {
+        self.hold_for(8000)
+    }
+
+    /// The same with fewer tokens, for a test that reads them all in the end.
+    pub fn hold_for(&self, tokens: u32) -> Stream {
         let body = json!({
             "model": self.model,
             "prompt": "a",
-            "max_tokens": 8000,
+            "max_tokens": tokens,
             "temperature": 0,
             "ignore_eos": true,
             "logprobs": 5,
