@@ -71,7 +71,8 @@ pub enum Turn {
 /// Why a request was not admitted.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Refused {
-    /// The prompt leaves no room for a token, or its continuations do not fit the device's pages.
+    /// The prompt leaves no room for a token in the context, which is what the limits, the device
+    /// and all of its pages together allow.
     #[error("a prompt of {prompt} tokens does not fit a context of {context}")]
     TooLong {
         /// Tokens of the prompt.

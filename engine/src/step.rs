@@ -68,7 +68,8 @@ impl TokenMask {
 pub enum Want {
     /// Nothing: the row only fills KV pages.
     Nothing,
-    /// The `width` most likely tokens to follow the row's last token. A device gives what it can,
+    /// The `width` most likely tokens to follow the row's last token, of equals the lowest ids: a
+    /// greedy row asks for one. A device gives what it can,
     /// at most [`Profile::candidates`](crate::Profile); `u32::MAX` asks for all it can.
     Candidates {
         /// How many; at least 1.
