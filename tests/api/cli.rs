@@ -18,11 +18,7 @@ fn every_verb_explains_itself_with_an_example() {
     ] {
         let help = appliance(verb);
         assert_eq!(help.code, Some(0), "{verb:?}: {}", help.stderr);
-        assert!(
-            help.stdout.contains("Example"),
-            "{verb:?}: {}",
-            help.stdout
-        );
+        assert!(help.stdout.contains("Example"), "{verb:?}: {}", help.stdout);
         assert!(help.stderr.is_empty());
     }
     let version = appliance(["--version"]);
