@@ -305,6 +305,8 @@ impl<B: Backend> Worker<B> {
             self.take_letters();
             self.pulse.beat();
             let turn = self.engine.turn(self.clock.now(), &mut self.out);
+            // Before anyone has its tokens: who then asks for the counts finds them counted.
+            self.report();
             self.deliver();
             self.report();
             if turn? == Turn::Idle {
