@@ -1,5 +1,8 @@
 //! What a client sees while its request waits.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
 use appliance_tests::{Answer, Event, Model, Request, Server};
 use serde_json::json;
 
@@ -8,13 +11,23 @@ use crate::{CHAT, COMPLETIONS, chat, completion, good};
 #[test]
 fn a_waiting_stream_is_kept_alive_by_comments() {
     let server = Server::start(&Model::chain(), &["--max-running", "1"]);
-    let holding = server.hold();
-    let mut waiting = good(server.stream(CHAT, &chat(&server, "hi", json!({"stream": true}))));
-    let (event, _) = waiting.event().unwrap().expect("an event");
-    assert!(matches!(event, Event::Comment(_)), "{event:?}");
-    drop(holding);
-    let chunks = waiting.chunks();
-    assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        // Long enough together for a comment to be due; whoever is not read would give up the place.
+        let mut ahead: Vec<_> = (0..12).map(|_| server.hold()).collect();
+        let mut waiting = good(server.stream(CHAT, &chat(&server, "hi", json!({"stream": true}))));
+        scope.spawn(|| {
+            for stream in &mut ahead {
+                while !over.load(Ordering::Relaxed) && matches!(stream.event(), Ok(Some(_))) {}
+            }
+            drop(ahead);
+        });
+        let (event, _) = waiting.event().unwrap().expect("an event");
+        over.store(true, Ordering::Relaxed);
+        assert!(matches!(event, Event::Comment(_)), "{event:?}");
+        let chunks = waiting.chunks();
+        assert_eq!(chunks[0]["choices"][0]["delta"]["role"], "assistant");
+    });
 }
 
 #[test]

@@ -242,8 +242,9 @@ impl Server {
             .unwrap_or_else(|error| panic!("no stream ({error}): {}", self.log_end()))
     }
 
-    /// A stream that runs for as long as it is neither read nor dropped: it is more than the buffers
-    /// between the two ends hold. It takes a place, its tokens are `bcd..` round the alphabet of
+    /// A stream that lasts for as long as it is neither read nor dropped: it is more than the buffers
+    /// between the two ends hold. It takes a place, which it gives up to whoever waits once the
+    /// buffers are full (after seconds); its tokens are `bcd..` round the alphabet of
     /// [`Model::chain`], 8000 of them.
     pub fn hold(&self) -> Stream {
         self.hold_for(8000)
