@@ -16,11 +16,15 @@ fn a_waiting_stream_is_kept_alive_by_comments() {
         // Long enough together for a comment to be due; whoever is not read would give up the place.
         let mut ahead: Vec<_> = (0..12).map(|_| server.hold()).collect();
         let mut waiting = good(server.stream(CHAT, &chat(&server, "hi", json!({"stream": true}))));
-        scope.spawn(|| {
+        let over = &over;
+        scope.spawn(move || {
             for stream in &mut ahead {
-                while !over.load(Ordering::Relaxed) && matches!(stream.event(), Ok(Some(_))) {}
+                while let Ok(Some(_)) = stream.event() {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
             }
-            drop(ahead);
         });
         let (event, _) = waiting.event().unwrap().expect("an event");
         over.store(true, Ordering::Relaxed);
