@@ -397,11 +397,7 @@ fn greeting(prompt: Vec<TokenId>) -> Ask {
                 top_k: None,
                 top_p: 1.0,
                 min_p: 0.0,
-                penalties: Penalties {
-                    repetition: 1.0,
-                    presence: 0.0,
-                    frequency: 0.0,
-                },
+                penalties: Penalties::NONE,
                 bias: Arc::default(),
                 seed: 0,
             },

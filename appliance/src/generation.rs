@@ -390,11 +390,7 @@ mod tests {
             min_tokens: 0,
             max_tokens,
         };
-        let penalties = Penalties {
-            repetition: 1.0,
-            presence: 0.0,
-            frequency: 0.0,
-        };
+        let penalties = Penalties::NONE;
         let sampling = Sampling {
             temperature: 0.0,
             top_k: None,
