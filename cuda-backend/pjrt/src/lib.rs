@@ -1,0 +1,1 @@
+//! The C interface of XLA's plugins, opened at run time.

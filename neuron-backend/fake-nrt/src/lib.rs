@@ -1,0 +1,1 @@
+//! A libnrt that stands in for the real one in tests.

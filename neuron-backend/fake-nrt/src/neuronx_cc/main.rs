@@ -1,0 +1,3 @@
+//! Stands in for `neuronx-cc` in tests.
+
+fn main() {}

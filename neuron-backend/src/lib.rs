@@ -1,0 +1,1 @@
+//! Where: AWS Trainium and Inferentia.
