@@ -3,9 +3,15 @@
 pub mod proto;
 
 mod bucket;
+mod cut;
 mod element;
+mod form;
 mod layout;
+mod target;
 
 pub use bucket::{Activations, Bucket, Form, Head, KvFormat, WeightFormat};
+pub use cut::{Cut, TOP_K_COLUMNS};
 pub use element::Element;
-pub use layout::{Content, Ints, LayerSlot, Port, Slot};
+pub use form::{FormError, MAX_CANDIDATES};
+pub use layout::{Alias, Content, Ints, LayerSlot, Layout, Port, Slot};
+pub use target::{Facts, Target, UnknownTarget};
