@@ -2,11 +2,40 @@
 
 use std::ops::Range;
 
-use model::Decoder;
+use model::{Decoder, Mlp};
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::{Bucket, Form, Head, KvFormat, WeightFormat};
+use crate::cut::Cut;
 use crate::element::Element;
+use crate::form::FormError;
+
+/// What a module takes and gives, as one rank has it. The order is the order of the module's
+/// parameters and of its results.
+///
+/// Inputs: [`Content::Ints`], [`Content::Masks`], [`Content::Rank`], the rotary tables, weights
+/// (each matrix followed by its scale where it has one), then keys and values layer by layer.
+/// Outputs: candidates or embeddings, then keys and values. What a bucket does not use it does not
+/// take: a step that gives embeddings has no masks and no head, and [`Bucket::Copy`] has only
+/// integers and the cache.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Layout {
+    /// What it takes.
+    pub inputs: Vec<Port>,
+    /// What it gives.
+    pub outputs: Vec<Port>,
+    /// Which output lies in the memory of which input.
+    pub aliases: Vec<Alias>,
+}
+
+/// An output that lies in the memory of an input: the cache, which is changed in place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Alias {
+    /// Its place among [`Layout::inputs`].
+    pub input: usize,
+    /// Its place among [`Layout::outputs`].
+    pub output: usize,
+}
 
 /// An input or an output of a module, as one rank has it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -56,11 +85,12 @@ pub enum Content {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Slot {
-    /// `[vocabulary, hidden]`, whole on every rank, always BF16.
+    /// `[vocabulary of a rank, hidden]`, rows past the vocabulary zero, always BF16.
     Embedding,
     /// `[hidden]` in F32.
     FinalNorm,
-    /// `[hidden, vocabulary of a rank]`, columns past the vocabulary zero.
+    /// `[hidden, vocabulary of a rank]`, columns past the vocabulary zero. The transposed embedding
+    /// where the head is tied.
     Head,
     /// One layer's.
     Layer(u32, LayerSlot),
@@ -94,6 +124,258 @@ pub enum LayerSlot {
     Down,
     /// `[hidden]` in F32; zero but on rank 0.
     DownBias,
+}
+
+impl Layout {
+    /// What the module of `bucket` takes and gives.
+    ///
+    /// # Errors
+    /// Why `decoder` cannot be lowered in this form or bucket.
+    pub fn of(decoder: &Decoder, form: &Form, bucket: Bucket) -> Result<Self, FormError> {
+        form.check(decoder)?;
+        bucket.check(form)?;
+        let cut = Cut::of(decoder, form.ranks)?;
+        let mut inputs = vec![ints(bucket)];
+        let mut outputs = Vec::new();
+        if let Bucket::Step { head, .. } = bucket {
+            inputs.extend(masks(&cut, bucket));
+            inputs.extend(tables(decoder, form));
+            inputs.extend(weights(decoder, form, &cut, head));
+            outputs.push(given(decoder, form, bucket));
+        }
+        let caches = caches(decoder, form, &cut);
+        let alias = |cache: usize| Alias {
+            input: inputs.len() + cache,
+            output: outputs.len() + cache,
+        };
+        let aliases = (0..caches.len()).map(alias).collect();
+        inputs.extend(caches.iter().cloned());
+        outputs.extend(caches);
+        Ok(Self {
+            inputs,
+            outputs,
+            aliases,
+        })
+    }
+
+    /// The place of the input that holds `content`, if the module takes it.
+    pub fn input(&self, content: Content) -> Option<usize> {
+        let holds = |port: &Port| port.content == content;
+        self.inputs.iter().position(holds)
+    }
+
+    /// What the NEFF calls an input: that of an aliased one says so.
+    pub fn input_name(&self, input: usize) -> String {
+        let name = &self.inputs[input].name;
+        match self.aliases.iter().any(|alias| alias.input == input) {
+            true => format!("{name}.must_alias_input"),
+            false => name.clone(),
+        }
+    }
+}
+
+impl Port {
+    fn new(name: impl Into<String>, shape: &[u32], element: Element, content: Content) -> Self {
+        Self {
+            name: name.into(),
+            shape: shape.to_vec(),
+            element,
+            content,
+        }
+    }
+
+    /// Elements it has.
+    pub fn len(&self) -> u64 {
+        self.shape.iter().map(|size| u64::from(*size)).product()
+    }
+
+    /// Whether it has none; no port of ours is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes it takes.
+    pub fn bytes(&self) -> u64 {
+        self.len() * self.element.bytes()
+    }
+}
+
+impl Slot {
+    /// Its name in the NEFF; that of its scale is the same with `.scale` behind.
+    pub fn name(self) -> String {
+        match self {
+            Self::Embedding => "embedding".into(),
+            Self::FinalNorm => "final_norm".into(),
+            Self::Head => "head".into(),
+            Self::Layer(layer, slot) => format!("layers.{layer}.{}", slot.name()),
+        }
+    }
+}
+
+impl LayerSlot {
+    fn name(self) -> &'static str {
+        match self {
+            Self::AttentionNorm => "attention_norm",
+            Self::Qkv => "qkv",
+            Self::QkvBias => "qkv_bias",
+            Self::QueryNorm => "query_norm",
+            Self::KeyNorm => "key_norm",
+            Self::Output => "output",
+            Self::OutputBias => "output_bias",
+            Self::MlpNorm => "mlp_norm",
+            Self::GateUp => "gate_up",
+            Self::GateUpBias => "gate_up_bias",
+            Self::Down => "down",
+            Self::DownBias => "down_bias",
+        }
+    }
+}
+
+impl WeightFormat {
+    /// What a matrix is made of.
+    pub fn element(self) -> Element {
+        match self {
+            Self::Bf16 => Element::Bf16,
+            Self::Fp8 => Element::F8e4m3fn,
+            Self::Int8 => Element::S8,
+        }
+    }
+
+    /// Whether a matrix comes with a scale for each output channel.
+    pub fn is_scaled(self) -> bool {
+        self != Self::Bf16
+    }
+}
+
+impl KvFormat {
+    /// What the cache is made of.
+    pub fn element(self) -> Element {
+        match self {
+            Self::Bf16 => Element::Bf16,
+            Self::Fp8 => Element::F8e4m3fn,
+            Self::F32 => Element::F32,
+        }
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a bucket that was checked has less than 2^31 integers"
+)]
+fn ints(bucket: Bucket) -> Port {
+    let len = Ints::of(bucket).len as u32;
+    Port::new("ints", &[len], Element::S32, Content::Ints)
+}
+
+/// The masks, where candidates are given.
+fn masks(cut: &Cut, bucket: Bucket) -> Option<Port> {
+    let masked = matches!(bucket, Bucket::Step { head, .. } if head != Head::Embedding);
+    let shape = [bucket.entries(), cut.vocabulary / 32];
+    masked.then(|| Port::new("masks", &shape, Element::S32, Content::Masks))
+}
+
+/// What is written once and is no weight.
+fn tables(decoder: &Decoder, form: &Form) -> [Port; 3] {
+    let shape = [form.context, decoder.attention.head_size / 2];
+    [
+        Port::new("rank", &[1], Element::S32, Content::Rank),
+        Port::new("rope.cos", &shape, Element::F32, Content::RopeCos),
+        Port::new("rope.sin", &shape, Element::F32, Content::RopeSin),
+    ]
+}
+
+fn weights(decoder: &Decoder, form: &Form, cut: &Cut, head: Head) -> Vec<Port> {
+    let hidden = decoder.hidden;
+    let embedding = Port::new(
+        Slot::Embedding.name(),
+        &[cut.vocabulary, hidden],
+        Element::Bf16,
+        Content::Weight(Slot::Embedding),
+    );
+    let layers = (0..decoder.layers).flat_map(|layer| {
+        let slots = layer_slots(decoder, cut);
+        slots.map(move |(slot, shape)| (Slot::Layer(layer, slot), shape))
+    });
+    let last = (head != Head::Embedding).then(|| (Slot::Head, vec![hidden, cut.vocabulary]));
+    let rest = layers.chain([(Slot::FinalNorm, vec![hidden])]).chain(last);
+    std::iter::once(embedding)
+        .chain(rest.flat_map(|(slot, shape)| ports(slot, &shape, form.weights)))
+        .collect()
+}
+
+/// A weight of this shape: a vector in F32, or a matrix, with its scale where it has one.
+fn ports(slot: Slot, shape: &[u32], format: WeightFormat) -> Vec<Port> {
+    let (name, content) = (slot.name(), Content::Weight(slot));
+    let [_, out] = *shape else {
+        return vec![Port::new(name, shape, Element::F32, content)];
+    };
+    let scale = format.is_scaled().then(|| {
+        let (name, content) = (format!("{name}.scale"), Content::Scale(slot));
+        Port::new(name, &[out], Element::F32, content)
+    });
+    let matrix = Port::new(name, shape, format.element(), content);
+    std::iter::once(matrix).chain(scale).collect()
+}
+
+/// Every tensor that each layer takes on one rank.
+fn layer_slots(
+    decoder: &Decoder,
+    cut: &Cut,
+) -> impl Iterator<Item = (LayerSlot, Vec<u32>)> + use<> {
+    use LayerSlot::*;
+    let attention = &decoder.attention;
+    let Mlp::Gated { bias, .. } = decoder.mlp;
+    let (hidden, size, head) = (decoder.hidden, cut.size, attention.head_size);
+    let query = cut.heads * head;
+    let input = (cut.heads + 2 * cut.kv_heads) * head;
+    let (input_bias, output_bias) = (attention.input_bias, attention.output_bias);
+    let head_norm = attention.head_norm;
+    [
+        (true, AttentionNorm, vec![hidden]),
+        (true, Qkv, vec![hidden, input]),
+        (input_bias, QkvBias, vec![input]),
+        (head_norm, QueryNorm, vec![head]),
+        (head_norm, KeyNorm, vec![head]),
+        (true, Output, vec![query, hidden]),
+        (output_bias, OutputBias, vec![hidden]),
+        (true, MlpNorm, vec![hidden]),
+        (true, GateUp, vec![hidden, 2 * size]),
+        (bias, GateUpBias, vec![2 * size]),
+        (true, Down, vec![size, hidden]),
+        (bias, DownBias, vec![hidden]),
+    ]
+    .into_iter()
+    .filter_map(|(has, slot, shape)| has.then_some((slot, shape)))
+}
+
+/// What a step gives besides the cache.
+fn given(decoder: &Decoder, form: &Form, bucket: Bucket) -> Port {
+    let (name, width, content) = match bucket {
+        Bucket::Step {
+            head: Head::Embedding,
+            ..
+        } => ("embedding", decoder.hidden, Content::Embedding),
+        _ => ("candidates", 2 * form.candidates + 2, Content::Candidates),
+    };
+    let shape = [bucket.entries(), width];
+    Port::new(name, &shape, Element::F32, content)
+}
+
+/// Keys and values, layer by layer.
+fn caches(decoder: &Decoder, form: &Form, cut: &Cut) -> Vec<Port> {
+    let shape = [
+        form.pages * form.page_tokens,
+        cut.kv_heads * decoder.attention.head_size,
+    ];
+    let element = form.kv.element();
+    let pair = |layer| {
+        [
+            ("keys", Content::Keys(layer)),
+            ("values", Content::Values(layer)),
+        ]
+        .map(|(name, content)| Port::new(format!("{name}.{layer}"), &shape, element, content))
+    };
+    (0..decoder.layers).flat_map(pair).collect()
 }
 
 /// Where a step's integers stand in its one input of S32: each a range of places.
@@ -158,5 +440,99 @@ impl Ints {
                 len,
             },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::form::tests::{decoder, form};
+
+    const STEP: Bucket = Bucket::Step {
+        rows: 4,
+        tokens: 1,
+        pages: 8,
+        head: Head::Last,
+    };
+
+    fn names(ports: &[Port]) -> Vec<&str> {
+        ports.iter().map(|port| port.name.as_str()).collect()
+    }
+
+    #[test]
+    fn inputs_stand_in_the_agreed_order() {
+        let mut decoder = decoder(4, 2);
+        decoder.layers = 1;
+        decoder.attention.input_bias = true;
+        let mut form = form();
+        form.weights = WeightFormat::Fp8;
+        let layout = Layout::of(&decoder, &form, STEP).unwrap();
+        let expected = "ints masks rank rope.cos rope.sin embedding layers.0.attention_norm \
+            layers.0.qkv layers.0.qkv.scale layers.0.qkv_bias layers.0.output \
+            layers.0.output.scale layers.0.mlp_norm layers.0.gate_up layers.0.gate_up.scale \
+            layers.0.down layers.0.down.scale final_norm head head.scale keys.0 values.0";
+        assert_eq!(
+            names(&layout.inputs),
+            expected
+                .split(' ')
+                .filter(|name| !name.is_empty())
+                .collect::<Vec<_>>()
+        );
+        assert_eq!(names(&layout.outputs), ["candidates", "keys.0", "values.0"]);
+        assert_eq!(layout.inputs[0].shape, [4 + 4 + 4 + 4 + 4 * 8 + 4]);
+        assert_eq!(layout.inputs[1].shape, [4, 32]);
+        assert_eq!(layout.outputs[0].shape, [4, 130]);
+    }
+
+    #[test]
+    fn the_cache_is_changed_in_place() {
+        let layout = Layout::of(&decoder(4, 2), &form(), STEP).unwrap();
+        assert_eq!(layout.aliases.len(), 4);
+        for alias in &layout.aliases {
+            let input = &layout.inputs[alias.input];
+            assert_eq!(input, &layout.outputs[alias.output]);
+            let name = layout.input_name(alias.input);
+            assert_eq!(name, format!("{}.must_alias_input", input.name));
+        }
+        assert_eq!(layout.input_name(0), "ints");
+    }
+
+    #[test]
+    fn a_step_that_gives_embeddings_takes_no_masks_and_no_head() {
+        let bucket = Bucket::Step {
+            rows: 1,
+            tokens: 16,
+            pages: 0,
+            head: Head::Embedding,
+        };
+        let layout = Layout::of(&decoder(4, 2), &form(), bucket).unwrap();
+        assert_eq!(layout.input(Content::Masks), None);
+        assert_eq!(layout.input(Content::Weight(Slot::Head)), None);
+        assert_eq!(layout.outputs[0].shape, [1, 64]);
+    }
+
+    #[test]
+    fn a_copy_takes_integers_and_the_cache_only() {
+        let layout = Layout::of(&decoder(4, 2), &form(), Bucket::Copy { pairs: 3 }).unwrap();
+        let inputs = ["ints", "keys.0", "values.0", "keys.1", "values.1"];
+        assert_eq!(names(&layout.inputs), inputs);
+        assert_eq!(names(&layout.outputs), &inputs[1..]);
+        assert_eq!(layout.inputs[0].shape, [6]);
+    }
+
+    #[test]
+    fn ranks_have_parts_of_what_is_cut() {
+        let mut form = form();
+        form.ranks = 4;
+        let layout = Layout::of(&decoder(4, 2), &form, STEP).unwrap();
+        let shape = |content| &layout.inputs[layout.input(content).unwrap()].shape;
+        let layer = |slot| shape(Content::Weight(Slot::Layer(1, slot)));
+        assert_eq!(layer(LayerSlot::Qkv), &[64, 48]);
+        assert_eq!(layer(LayerSlot::Output), &[16, 64]);
+        assert_eq!(layer(LayerSlot::GateUp), &[64, 48]);
+        assert_eq!(layer(LayerSlot::Down), &[24, 64]);
+        assert_eq!(shape(Content::Weight(Slot::Head)), &[64, 256]);
+        assert_eq!(shape(Content::Weight(Slot::Embedding)), &[256, 64]);
+        assert_eq!(shape(Content::Keys(0)), &[17 * 16, 16]);
     }
 }
