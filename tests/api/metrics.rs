@@ -221,7 +221,7 @@ fn counts_agree_with_what_was_served() {
 
 #[test]
 fn what_runs_is_seen_and_what_is_dropped_is_counted() {
-    let server = Server::start(&Model::chain(), &[]);
+    let server = Server::start(&Model::endless(), &["--max-running", "1"]);
     let stream = server.hold();
     eventually("it runs", || {
         server.metrics().value("vllm:num_requests_running") == 1.0

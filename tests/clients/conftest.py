@@ -1,8 +1,8 @@
 """Servers for real clients: the binary as a process, with the real model."""
 
 import os
+import re
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -18,20 +18,26 @@ class Server:
     """`appliance serve` on a free port."""
 
     def __init__(self, log, *flags):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = "127.0.0.1:%d" % free.getsockname()[1]
         model = os.environ["APPLIANCE_TEST_MODEL"]
-        command = [os.environ["APPLIANCE_BIN"], "serve", "--model", model, "--listen", address]
+        listen = "127.0.0.1:0"
+        command = [os.environ["APPLIANCE_BIN"], "serve", "--model", model, "--listen", listen]
         settings = ("APPLIANCE_", "HF_")
         clean = {name: value for name, value in os.environ.items() if not name.startswith(settings)}
-        self.url = "http://" + address
+        self.url = None
         self.log = log
         with open(log, "wb") as out:
             self.process = subprocess.Popen(
                 command + list(flags), stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=clean
             )
+        eventually("the server listens", self.is_listening)
         eventually("the server is ready", self.is_ready)
+
+    def is_listening(self):
+        """Whether the log says where. A port that is looked for beforehand may be taken by then."""
+        assert self.process.poll() is None, self.log.read_text()
+        told = re.search(r"address=(\S+) .*\n", self.log.read_text())
+        self.url = told and "http://" + told[1]
+        return told
 
     def is_ready(self):
         assert self.process.poll() is None, self.log.read_text()

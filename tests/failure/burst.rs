@@ -57,7 +57,10 @@ fn a_burst_of_1280_leaves_health_answering() {
 
 #[test]
 fn a_full_queue_is_told_at_once() {
-    let server = Server::start(&Model::chain(), &["--max-running", "1", "--max-queue", "2"]);
+    let server = Server::start(
+        &Model::endless(),
+        &["--max-running", "1", "--max-queue", "2"],
+    );
     let holding = server.hold();
     let mut waiting: Vec<_> = (0..2)
         .map(|_| {
@@ -92,7 +95,7 @@ fn a_full_queue_is_told_at_once() {
 #[test]
 fn the_tokens_that_wait_are_bounded_too() {
     let flags = ["--max-running", "1", "--max-queue-tokens", "1000"];
-    let server = Server::start(&Model::chain(), &flags);
+    let server = Server::start(&Model::endless(), &flags);
     let holding = server.hold();
     let long = "x".repeat(800);
     let mut waiting = server.connect();
@@ -126,7 +129,7 @@ fn the_status_of_a_refusal_is_a_setting() {
         "--shed-status",
         "429",
     ];
-    let server = Server::start(&Model::chain(), &flags);
+    let server = Server::start(&Model::endless(), &flags);
     // With room for none to wait, one that could run at once still does.
     is_well(&server);
     let _holding = server.hold();

@@ -41,7 +41,7 @@ fn a_storm_of_500_disconnects_ends_with_no_page_used() {
 
 #[test]
 fn whoever_waits_and_leaves_is_never_run() {
-    let server = Server::start(&Model::chain(), &["--max-running", "1"]);
+    let server = Server::start(&Model::endless(), &["--max-running", "1"]);
     let holding = server.hold();
     let waiting: Vec<_> = (0..20)
         .map(|_| {

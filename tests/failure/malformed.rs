@@ -12,7 +12,7 @@ const CLIENTS: u64 = 4;
 
 /// Runs `attack` on four threads, then checks that the server took no harm.
 fn survives(attack: impl Fn(&Server, u64) + Sync) {
-    let server = Server::start(&Model::chain(), &["--request-timeout", "20s"]);
+    let server = Server::start(&Model::chain(), &[]);
     thread::scope(|scope| {
         for client in 0..CLIENTS {
             let (attack, server) = (&attack, &server);

@@ -10,7 +10,7 @@ use crate::{CHAT, COMPLETIONS, completion, is_well};
 #[test]
 fn clients_that_never_read_hold_up_nobody_else() {
     let server = Server::start(&Model::chain(), &[]);
-    let silent: Vec<_> = (0..24).map(|_| server.hold()).collect();
+    let silent: Vec<_> = (0..24).map(|_| server.unread(8000)).collect();
     for _ in 0..10 {
         is_well(&server);
         let answer = server.ask(COMPLETIONS, &completion(&server, "a", 64));
@@ -25,7 +25,7 @@ fn what_a_slow_reader_has_not_read_is_not_kept_in_memory() {
     let server = Server::start(&Model::chain(), &[]);
     is_well(&server);
     let before = server.resident_bytes();
-    let silent: Vec<_> = (0..40).map(|_| server.hold()).collect();
+    let silent: Vec<_> = (0..40).map(|_| server.unread(8000)).collect();
     std::thread::sleep(Duration::from_secs(2));
     is_well(&server);
     let grown = server.resident_bytes().saturating_sub(before);
@@ -39,7 +39,7 @@ fn what_a_slow_reader_has_not_read_is_not_kept_in_memory() {
 #[test]
 fn a_slow_reader_gets_all_of_it() {
     let server = Server::start(&Model::chain(), &[]);
-    let mut slow = server.hold_for(3000);
+    let mut slow = server.unread(3000);
     let mut text = String::new();
     let mut count = 0;
     while let Some(chunk) = slow.next_chunk().expect("a well-formed stream") {

@@ -1,4 +1,4 @@
-//! Models to serve: two tiny ones made here, and the real one.
+//! Models to serve: tiny ones made here, and the real one.
 //!
 //! The tiny ones share a tokenizer whose ids 0 to 255 are the bytes themselves, so that a test can
 //! say exactly which bytes a token carries.
@@ -17,6 +17,9 @@ pub const MESSAGE_START: u32 = 257;
 pub const MESSAGE_END: u32 = 258;
 /// Rows of the embedding. The ids from 259 on have no text, like the padding of real checkpoints.
 pub const VOCABULARY: u32 = 288;
+
+/// Positions of [`Model::endless`].
+pub(crate) const ENDLESS: u32 = 1 << 20;
 
 /// What the template writes for each message: `<|im_start|>role\ncontent<|im_end|>\n`.
 const TEMPLATE: &str = "{%- for message in messages -%}
@@ -39,28 +42,15 @@ impl Model {
     /// Follows a chain: the token after `t` is [`next`]`(t)` with a logit of 12, all others
     /// have 0, whatever came before. So every greedy answer and every log-probability is known.
     pub fn chain() -> Self {
-        let width = 24 * 24; // RMS norm turns a one-hot row of this width into 24 at its one place.
-        let mut embedding = vec![0.0; (VOCABULARY * width) as usize];
-        let mut head = embedding.clone();
-        for id in 0..VOCABULARY {
-            embedding[(id * width + id) as usize] = 1.0;
-            head[(next(id) * width + id) as usize] = 0.5;
-        }
-        let shape = Shape {
-            width,
-            layers: 1,
-            heads: 9,
-            kv_heads: 3,
-            inner: 64,
-            context: 8192,
-        };
-        let weights = shape.weights(|name, size| match name {
-            "model.embed_tokens.weight" => embedding.clone(),
-            "lm_head.weight" => head.clone(),
-            name if name.contains("norm") => vec![1.0; size],
-            _ => vec![0.0; size],
-        });
-        write("chain", &shape, &weights)
+        chain("chain", 1, [9, 3], 8192)
+    }
+
+    /// The same chain, with room for a prompt that takes longer than any test: each of 36 query
+    /// heads looks at every position before. One KV head keeps the pages small, and there are two
+    /// layers because in the last nobody needs to look but the last token.
+    /// [`Server::hold`](crate::Server::hold) sends it.
+    pub fn endless() -> Self {
+        chain("endless", 2, [36, 1], ENDLESS)
     }
 
     /// Has random weights: every token before matters for every token after.
@@ -104,6 +94,32 @@ impl Model {
         }
         Self { path }
     }
+}
+
+/// Writes a model that follows the chain, whatever its layers, heads and KV heads.
+fn chain(name: &str, layers: u32, [heads, kv_heads]: [u32; 2], context: u32) -> Model {
+    let width = 24 * 24; // RMS norm turns a one-hot row of this width into 24 at its one place.
+    let mut embedding = vec![0.0; (VOCABULARY * width) as usize];
+    let mut head = embedding.clone();
+    for id in 0..VOCABULARY {
+        embedding[(id * width + id) as usize] = 1.0;
+        head[(next(id) * width + id) as usize] = 0.5;
+    }
+    let shape = Shape {
+        width,
+        layers,
+        heads,
+        kv_heads,
+        inner: 64,
+        context,
+    };
+    let weights = shape.weights(|name, size| match name {
+        "model.embed_tokens.weight" => embedding.clone(),
+        "lm_head.weight" => head.clone(),
+        name if name.contains("norm") => vec![1.0; size],
+        _ => vec![0.0; size],
+    });
+    write(name, &shape, &weights)
 }
 
 /// The chain: what follows each token of [`Model::chain`].

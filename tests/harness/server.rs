@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::http::{Connection, Request, Response};
 use crate::metrics::Metrics;
-use crate::models::{Model, scratch, target};
+use crate::models::{ENDLESS, Model, scratch, target};
 use crate::sse::Stream;
 use crate::{PATIENCE, eventually, within};
 
@@ -138,12 +138,13 @@ pub struct Server {
 impl Server {
     /// Starts `appliance serve` on a free port and waits until it is ready.
     pub fn start(model: &Model, flags: &[&str]) -> Self {
-        Self::start_at(free_address(), model, flags)
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), model, flags)
     }
 
     /// The same on a port that the test has chosen.
     pub fn start_at(address: SocketAddr, model: &Model, flags: &[&str]) -> Self {
         let mut server = Self::spawn(address, model, flags);
+        server.await_address();
         server.await_ready();
         server.model = server.get("/v1/models").json()["data"][0]["id"]
             .as_str()
@@ -184,17 +185,30 @@ impl Server {
         }
     }
 
+    /// Waits until the log says where it listens. The kernel gives the server a free port: one that
+    /// is looked for beforehand may be taken by then.
+    fn await_address(&mut self) {
+        eventually("the server listens", || {
+            self.assert_runs();
+            let told = listens_at(&self.log());
+            self.address = told.unwrap_or(self.address);
+            told.is_some()
+        });
+    }
+
     fn await_ready(&self) {
         eventually("the server is ready", || {
-            if let Some(status) = self.ended() {
-                panic!(
-                    "the server ended before it was ready ({status}): {}",
-                    self.log()
-                );
-            }
+            self.assert_runs();
             self.try_exchange(&Request::get("/health"))
                 .is_ok_and(|health| health.status() == 200)
         });
+    }
+
+    fn assert_runs(&self) {
+        if let Some(status) = self.ended() {
+            let log = self.log();
+            panic!("the server ended before it was ready ({status}): {log}");
+        }
     }
 
     /// Opens a connection.
@@ -242,16 +256,29 @@ impl Server {
             .unwrap_or_else(|error| panic!("no stream ({error}): {}", self.log_end()))
     }
 
-    /// A stream that lasts for as long as it is neither read nor dropped: it is more than the buffers
-    /// between the two ends hold. It takes a place, which it gives up to whoever waits once the
-    /// buffers are full (after seconds); its tokens are `bcd..` round the alphabet of
-    /// [`Model::chain`], 8000 of them.
+    /// Takes a place and keeps it until it is dropped: a stream whose prompt no test sees the end
+    /// of. It has nothing to say meanwhile, so nobody need read it. A stream of tokens would be
+    /// paused, and give up its place to whoever waits, once it is ahead of its reader or of the
+    /// server's own tasks, which on a loaded machine it soon is. For servers of
+    /// [`Model::endless`].
     pub fn hold(&self) -> Stream {
-        self.hold_for(8000)
+        let mut body = self.endless();
+        body["stream"] = true.into();
+        let stream = self.stream("/v1/completions", &body);
+        assert_eq!(stream.head.status, 200);
+        stream
     }
 
-    /// The same with fewer tokens, for a test that reads them all in the end.
-    pub fn hold_for(&self, tokens: u32) -> Stream {
+    /// The body of a completion whose prompt no test sees the end of.
+    pub fn endless(&self) -> Value {
+        assert_eq!(self.model, "endless", "only its prompts are endless");
+        json!({"model": self.model, "prompt": vec![b'a'; ENDLESS as usize - 1]})
+    }
+
+    /// A stream that only a test that wants to reads: the kernel holds little of it, so that it is
+    /// paused once the buffers between the two ends are full. Its tokens are `bcd..` round the
+    /// alphabet of [`Model::chain`].
+    pub fn unread(&self, tokens: u32) -> Stream {
         let body = json!({
             "model": self.model,
             "prompt": "a",
@@ -346,11 +373,11 @@ impl Drop for Server {
     }
 }
 
-/// An address that nobody listens on now.
-fn free_address() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
+/// The address in the log of a server, once a whole line has it.
+fn listens_at(log: &str) -> Option<SocketAddr> {
+    let (lines, _) = log.rsplit_once('\n')?;
+    let (_, address) = lines.split_once("address=")?;
+    address.split_whitespace().next()?.parse().ok()
 }
 
 /// Statics are never dropped, so a shell on the other end of a pipe kills what is left when this
