@@ -1,10 +1,9 @@
 //! The device as the engine sees it: steps in, candidates out.
 
-use engine::{Backend, Candidates, Cause, Fault, Profile, Row, Step, Ticket, Want};
+use engine::{Backend, Candidates, Cause, Checker, Fault, Profile, Row, Step, Ticket, Want};
 
 use crate::candidates::{Ask, Picked};
 use crate::decoder::{Forward, Piece, Work};
-use crate::fault::{check, reject};
 
 /// A model opened on the host's processor.
 ///
@@ -17,8 +16,8 @@ pub struct Cpu {
     /// The step in flight.
     flight: Option<(Ticket, Work)>,
     submitted: u64,
+    checker: Checker,
     /// Scratch.
-    owners: Vec<Option<usize>>,
     picked: Vec<Picked>,
 }
 
@@ -29,7 +28,7 @@ impl Cpu {
             forward,
             flight: None,
             submitted: 0,
-            owners: Vec::new(),
+            checker: Checker::default(),
             picked: Vec::new(),
         }
     }
@@ -45,7 +44,7 @@ impl Backend for Cpu {
             let why = format!("step {ticket} is in flight and only one may be: collect it first");
             return Err(reject(why));
         }
-        check(step, &self.profile, &mut self.owners)?;
+        self.checker.check(step, &self.profile)?;
         // Copies only concern pages, so they may be done now, in order, before the rows run.
         self.forward.cache.copy(step.copies);
         self.submitted += 1;
@@ -67,6 +66,10 @@ impl Backend for Cpu {
         self.picked.iter().for_each(|picked| picked.push(out));
         Ok(())
     }
+}
+
+fn reject(why: String) -> Fault {
+    Fault::Reject(Cause(why))
 }
 
 /// A checked step as the forward pass takes it: the tokens of all rows one after the other.

@@ -11,7 +11,6 @@ mod backend;
 mod cache;
 mod candidates;
 mod decoder;
-mod fault;
 mod kernels;
 mod plan;
 mod pool;

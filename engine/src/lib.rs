@@ -7,6 +7,7 @@
 
 mod admission;
 mod backend;
+mod check;
 mod delivery;
 mod engine;
 mod pages;
@@ -18,6 +19,7 @@ mod sequence;
 mod step;
 
 pub use backend::{Axis, Backend, Cause, Demand, Device, Fault, Profile, Ticket};
+pub use check::Checker;
 pub use delivery::{Delivery, Event, Scored};
 pub use engine::{Engine, Lost, Refused, Stats, Turn};
 pub use request::{

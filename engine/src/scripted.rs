@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::backend::{Axis, Backend, Cause, Fault, Profile, Ticket};
+use crate::check::Checker;
 use crate::step::{Candidates, PageId, Row, Step, TokenId, TokenMask, Want};
 
 /// A device that follows a script.
@@ -16,6 +17,7 @@ pub struct Scripted {
     script: Script,
     /// What each slot of each page holds: a token and its position.
     kv: Vec<Option<(u32, TokenId)>>,
+    checker: Checker,
     submitted: u64,
     flights: VecDeque<(u64, Result<Candidates, Fault>)>,
     read: Vec<TokenId>,
@@ -52,6 +54,7 @@ impl Scripted {
             profile,
             script,
             kv: vec![None; slots],
+            checker: Checker::default(),
             submitted: 0,
             flights: VecDeque::new(),
             read: Vec::new(),
@@ -95,7 +98,10 @@ impl Scripted {
     }
 
     fn run(&mut self, step: &Step<'_>, out: &mut Candidates) -> Result<(), Fault> {
-        check(step, &self.profile)?;
+        if step.rows.is_empty() {
+            return Err(broken("it has no rows".to_owned()));
+        }
+        self.checker.check(step, &self.profile).map_err(contract)?;
         let size = self.profile.page_tokens as usize;
         for copy in step.copies {
             let (from, to) = (copy.from.0 as usize * size, copy.to.0 as usize * size);
@@ -218,6 +224,11 @@ fn broken(why: String) -> Fault {
     Fault::Restart(Cause(format!("the step breaks the contract: {why}")))
 }
 
+/// A step that no device would take is the engine's fault, so the device is lost by it here.
+fn contract(fault: Fault) -> Fault {
+    broken(fault.to_string())
+}
+
 /// SplitMix64's finaliser over the state and a token.
 fn mix(state: u64, token: u32) -> u64 {
     let mixed = state
@@ -239,102 +250,4 @@ fn repeat(step: &Step<'_>, out: &mut Candidates) {
             out.push([(*last, 0.0)], 0.0, None);
         }
     }
-}
-
-/// What [`Step`] and [`Profile`] promise of a step.
-fn check(step: &Step<'_>, profile: &Profile) -> Result<(), Fault> {
-    check_sizes(step, profile)?;
-    let mut written = BTreeMap::new();
-    for (index, row) in step.rows.iter().enumerate() {
-        check_row(step, row, profile)?;
-        for page in written_by(step, row, profile) {
-            if let Some(other) = written.insert(page, index) {
-                return Err(broken(format!("rows {other} and {index} write {page:?}")));
-            }
-        }
-    }
-    for (index, row) in step.rows.iter().enumerate() {
-        let shared = step.pages_of(row).iter();
-        let mut foreign = shared.filter(|page| written.get(page).is_some_and(|by| *by != index));
-        if let Some(page) = foreign.next() {
-            return Err(broken(format!(
-                "row {index} reads {page:?}, which another writes"
-            )));
-        }
-    }
-    for copy in step.copies {
-        let clash = step
-            .copies
-            .iter()
-            .filter(|other| other.to == copy.to)
-            .count()
-            > 1
-            || step.copies.iter().any(|other| other.from == copy.to);
-        if clash || copy.from.0.max(copy.to.0) >= profile.pages {
-            return Err(broken(format!("{copy:?} clashes with another copy")));
-        }
-    }
-    Ok(())
-}
-
-fn check_sizes(step: &Step<'_>, profile: &Profile) -> Result<(), Fault> {
-    let (decode, prefill): (Vec<&Row>, Vec<&Row>) =
-        step.rows.iter().partition(|row| row.tokens.len() == 1);
-    let tokens: usize = prefill.iter().map(|row| row.tokens.len()).sum();
-    let fits = |axis: &Axis, n: usize| {
-        let n = u32::try_from(n).unwrap_or(u32::MAX);
-        n == 0 || axis.fit(n).is_some()
-    };
-    if step.rows.is_empty() {
-        return Err(broken("it has no rows".to_owned()));
-    }
-    if !profile.mixed && !decode.is_empty() && !prefill.is_empty() {
-        return Err(broken("it mixes prefill and decode rows".to_owned()));
-    }
-    if !fits(&profile.prefill, tokens) || !fits(&profile.decode, decode.len()) {
-        let rows = decode.len();
-        return Err(broken(format!(
-            "{tokens} prefill tokens, {rows} decode rows do not fit"
-        )));
-    }
-    Ok(())
-}
-
-fn check_row(step: &Step<'_>, row: &Row, profile: &Profile) -> Result<(), Fault> {
-    let tokens = step.tokens_of(row);
-    let end = row.position as usize + tokens.len();
-    let room = step.pages_of(row).len() * profile.page_tokens as usize;
-    let ends = u32::try_from(end).unwrap_or(u32::MAX);
-    if tokens.is_empty() || end > room || profile.context.fit(ends).is_none() {
-        return Err(broken(format!(
-            "{row:?} ends at {end} and has room for {room}"
-        )));
-    }
-    if tokens.iter().any(|token| token.0 >= profile.vocabulary) {
-        return Err(broken(format!(
-            "{row:?} brings a token outside the vocabulary"
-        )));
-    }
-    if step
-        .pages_of(row)
-        .iter()
-        .any(|page| page.0 >= profile.pages)
-    {
-        return Err(broken(format!("{row:?} names a page outside the device")));
-    }
-    match &row.want {
-        Want::Candidates { width: 0 } | Want::EachPosition { width: 0, .. } => {
-            Err(broken(format!("{row:?} asks for no candidates")))
-        }
-        Want::EachPosition { targets, .. } if targets.len() != tokens.len() => {
-            Err(broken(format!("{row:?} has other targets than tokens")))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn written_by<'a>(step: &Step<'a>, row: &Row, profile: &Profile) -> &'a [PageId] {
-    let first = (row.position / profile.page_tokens) as usize;
-    let end = row.position + row.tokens.end - row.tokens.start;
-    &step.pages_of(row)[first..end.div_ceil(profile.page_tokens) as usize]
 }
