@@ -7,10 +7,12 @@
 
 use std::f64::consts::PI;
 
+use serde::Serialize;
+
 /// A decoder-only transformer: what differs between families, and nothing of how it runs.
 ///
 /// For each layer: `x += O(attention(norm(x)))`, then `x += mlp(norm(x))`, all norms being RMS norms.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Decoder {
     /// Tokens of the vocabulary: rows of the embedding and of the head.
     pub vocabulary: u32,
@@ -31,7 +33,7 @@ pub struct Decoder {
 }
 
 /// Grouped-query attention with rotary positions (the half-split, "NeoX" form of Hugging Face).
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Attention {
     /// Query heads.
     pub heads: u32,
@@ -52,7 +54,7 @@ pub struct Attention {
 }
 
 /// Rotary position embedding.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub struct Rope {
     /// Base of the frequencies.
     pub theta: f32,
@@ -61,7 +63,7 @@ pub struct Rope {
 }
 
 /// How rotary frequencies are stretched.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub enum RopeScaling {
     /// Not at all.
     None,
@@ -99,7 +101,7 @@ pub enum RopeScaling {
 }
 
 /// What follows attention in a layer.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Serialize)]
 pub enum Mlp {
     /// `down(activation(gate(x)) * up(x))`.
     Gated {
@@ -113,7 +115,7 @@ pub enum Mlp {
 }
 
 /// A gate's function.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 pub enum Activation {
     /// `x * sigmoid(x)`.
     Silu,
