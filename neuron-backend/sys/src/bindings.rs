@@ -17,8 +17,6 @@ pub type nrt_tensor_info_array_t = nrt_tensor_info_array;
 pub type nrt_model_info_t = nrt_model_info;
 pub type nrt_tensor_device_allocation_info_t = nrt_tensor_device_allocation_info;
 pub type nrt_vnc_memory_stats_t = nrt_vnc_memory_stats;
-pub type nrta_seq_t = u64;
-pub type nrta_xu_t = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Default)]
 pub struct __IncompleteArrayField<T>(::std::marker::PhantomData<T>, [T; 0]);
@@ -285,30 +283,6 @@ pub struct Nrt {
         ) -> NRT_STATUS,
         ::libloading::Error,
     >,
-    pub nrta_execute_schedule: Result<
-        unsafe extern "C" fn(
-            model: *mut nrt_model_t,
-            input: *const nrt_tensor_set_t,
-            output: *mut nrt_tensor_set_t,
-            queue: ::std::os::raw::c_int,
-            ret: *mut NRT_STATUS,
-            req_sequence: *mut nrta_seq_t,
-        ) -> NRT_STATUS,
-        ::libloading::Error,
-    >,
-    pub nrta_is_completed: Result<
-        unsafe extern "C" fn(seq: nrta_seq_t, is_completed: *mut bool) -> NRT_STATUS,
-        ::libloading::Error,
-    >,
-    pub nrta_get_sequence: Result<
-        unsafe extern "C" fn(
-            lnc_idx: u32,
-            xu: nrta_xu_t,
-            queue: ::std::os::raw::c_int,
-            seq: *mut nrta_seq_t,
-        ) -> NRT_STATUS,
-        ::libloading::Error,
-    >,
 }
 pub const NRT_SUCCESS: NRT_STATUS = 0;
 pub const NRT_FAILURE: NRT_STATUS = 1;
@@ -512,9 +486,6 @@ const _: () = {
         "Offset of field: nrt_vnc_memory_stats::bytes_limit",
     ][::std::mem::offset_of!(nrt_vnc_memory_stats, bytes_limit) - 8usize];
 };
-pub const NRTA_XU_TENSOR_OP: nrta_xu_t = 0;
-pub const NRTA_XU_COMPUTE: nrta_xu_t = 1;
-pub const NRTA_XU_COLLECTIVES: nrta_xu_t = 2;
 impl<T> __IncompleteArrayField<T> {
     #[inline]
     pub const fn new() -> Self {
@@ -636,12 +607,6 @@ impl Nrt {
             __library.get(b"nrt_get_vnc_memory_stats\0")
         }
             .map(|sym| *sym);
-        let nrta_execute_schedule = unsafe { __library.get(b"nrta_execute_schedule\0") }
-            .map(|sym| *sym);
-        let nrta_is_completed = unsafe { __library.get(b"nrta_is_completed\0") }
-            .map(|sym| *sym);
-        let nrta_get_sequence = unsafe { __library.get(b"nrta_get_sequence\0") }
-            .map(|sym| *sym);
         Ok(Nrt {
             __library,
             nrt_init,
@@ -674,9 +639,6 @@ impl Nrt {
             nrt_tensor_get_size,
             nrt_tensor_get_device_allocation_info,
             nrt_get_vnc_memory_stats,
-            nrta_execute_schedule,
-            nrta_is_completed,
-            nrta_get_sequence,
         })
     }
     pub unsafe fn nrt_init(
@@ -1049,50 +1011,6 @@ impl Nrt {
                 .expect(
                     "Expected function, got error.",
                 ))(vnc, stats, stats_size_in, stats_size_out)
-        }
-    }
-    pub unsafe fn nrta_execute_schedule(
-        &self,
-        model: *mut nrt_model_t,
-        input: *const nrt_tensor_set_t,
-        output: *mut nrt_tensor_set_t,
-        queue: ::std::os::raw::c_int,
-        ret: *mut NRT_STATUS,
-        req_sequence: *mut nrta_seq_t,
-    ) -> NRT_STATUS {
-        unsafe {
-            (self
-                .nrta_execute_schedule
-                .as_ref()
-                .expect(
-                    "Expected function, got error.",
-                ))(model, input, output, queue, ret, req_sequence)
-        }
-    }
-    pub unsafe fn nrta_is_completed(
-        &self,
-        seq: nrta_seq_t,
-        is_completed: *mut bool,
-    ) -> NRT_STATUS {
-        unsafe {
-            (self
-                .nrta_is_completed
-                .as_ref()
-                .expect("Expected function, got error."))(seq, is_completed)
-        }
-    }
-    pub unsafe fn nrta_get_sequence(
-        &self,
-        lnc_idx: u32,
-        xu: nrta_xu_t,
-        queue: ::std::os::raw::c_int,
-        seq: *mut nrta_seq_t,
-    ) -> NRT_STATUS {
-        unsafe {
-            (self
-                .nrta_get_sequence
-                .as_ref()
-                .expect("Expected function, got error."))(lnc_idx, xu, queue, seq)
         }
     }
 }
