@@ -3,6 +3,7 @@
 use model::Decoder;
 
 use crate::bucket::{Bucket, Form};
+use crate::cut::TOP_K_COLUMNS;
 
 /// The most candidates of an entry: what the device's top-K is used for.
 pub const MAX_CANDIDATES: u32 = 256;
@@ -66,15 +67,12 @@ pub enum FormError {
         trained: u32,
     },
     /// None, or more than the device or the vocabulary has.
-    #[error(
-        "{candidates} candidates an entry cannot be: choose from 1 to {}",
-        MAX_CANDIDATES.min(*vocabulary)
-    )]
+    #[error("{candidates} candidates an entry cannot be: choose from 1 to {most}")]
     Candidates {
         /// What was asked for.
         candidates: u32,
-        /// Tokens there are.
-        vocabulary: u32,
+        /// What works.
+        most: u32,
     },
     /// Nothing that is E4M3.
     #[error(
@@ -115,6 +113,10 @@ impl Form {
         let (vocabulary, page_tokens, pages) = (decoder.vocabulary, self.page_tokens, self.pages);
         let slots = u64::from(page_tokens) * u64::from(pages);
         let head_size = decoder.attention.head_size;
+        // What all ranks found is looked through at once.
+        let most = MAX_CANDIDATES
+            .min(vocabulary)
+            .min(TOP_K_COLUMNS / self.ranks.max(1));
         match self {
             _ if !(1..=MAX_VOCABULARY).contains(&vocabulary) => {
                 Err(FormError::Vocabulary { vocabulary })
@@ -132,12 +134,10 @@ impl Form {
                     trained: decoder.context,
                 })
             }
-            Self { candidates, .. }
-                if !(1..=MAX_CANDIDATES.min(vocabulary)).contains(candidates) =>
-            {
+            Self { candidates, .. } if !(1..=most).contains(candidates) => {
                 Err(FormError::Candidates {
                     candidates: *candidates,
-                    vocabulary,
+                    most,
                 })
             }
             Self { fp8_max, .. } if ![240, 448].contains(fp8_max) => {
