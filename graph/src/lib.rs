@@ -1,6 +1,7 @@
 //! How: the decoder as HLO, once for both compiled devices.
 
 pub mod build;
+pub mod narrow;
 pub mod proto;
 
 mod bucket;
