@@ -339,7 +339,7 @@ pub(crate) struct Product {
 pub(crate) fn compile(
     settings: &Settings,
     work: &Path,
-    tasks: &[Task],
+    tasks: &[&Task],
     stop: &AtomicBool,
     tell: &mut dyn FnMut(usize, News) -> ControlFlow<()>,
 ) -> Result<(), CompileError> {
@@ -364,7 +364,7 @@ pub(crate) fn compile(
 struct Farm<'a> {
     settings: &'a Settings,
     work: &'a Path,
-    tasks: &'a [Task],
+    tasks: &'a [&'a Task],
     /// Bytes that the jobs that run may be expected to take.
     budget: u64,
     /// How many may run.
@@ -392,7 +392,7 @@ struct Running {
 }
 
 impl<'a> Farm<'a> {
-    fn new(settings: &'a Settings, work: &'a Path, tasks: &'a [Task]) -> Self {
+    fn new(settings: &'a Settings, work: &'a Path, tasks: &'a [&'a Task]) -> Self {
         let memory = settings.memory.or_else(available_memory);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let (budget, most) = match settings.jobs {

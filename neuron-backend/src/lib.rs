@@ -5,3 +5,10 @@ pub mod compile;
 pub mod neff;
 #[doc(hidden)]
 pub mod nrt;
+pub mod plan;
+mod prepare;
+#[doc(hidden)]
+pub mod ranks;
+
+pub use graph::{Activations, Bucket, KvFormat, LowerError, Target, WeightFormat, lower, text};
+pub use prepare::{Event, Figures, PrepareError, Request, Summary, prepare};

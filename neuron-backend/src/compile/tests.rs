@@ -54,6 +54,7 @@ impl Bench {
             arguments: vec!["compile".into(), HLO.into()],
         };
         let tasks: Vec<_> = names.iter().map(task).collect();
+        let tasks: Vec<_> = tasks.iter().collect();
         let mut told = Told::default();
         let result = busy(|| {
             compile(
