@@ -180,7 +180,7 @@ fn a_stream_arrives_as_it_is_made() {
     let mut stream = server.unread(1_000_000);
     let first = stream.next_chunk().unwrap().expect("a chunk");
     assert!(first["choices"][0]["finish_reason"].is_null());
-    // The rest is more than fits between the two, so whoever collected it first would be done.
+    // The rest is more than fits between the two: it is not made before it can be sent.
     eventually("it runs", || {
         server.metrics().value("vllm:num_requests_running") == 1.0
     });

@@ -3,7 +3,6 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::time::Duration;
 
 use serde_json::Value;
 
@@ -180,12 +179,6 @@ impl Connection {
     /// Makes the kernel hold as little unread data for this connection as it can.
     pub fn narrow(self) -> io::Result<Self> {
         socket2::SockRef::from(self.reader.get_ref()).set_recv_buffer_size(4096)?;
-        Ok(self)
-    }
-
-    /// Makes a read that stalls for `bound` fail.
-    pub fn patience(self, bound: Duration) -> io::Result<Self> {
-        self.reader.get_ref().set_read_timeout(Some(bound))?;
         Ok(self)
     }
 
