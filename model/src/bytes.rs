@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
 use std::path::Path;
 
 /// A whole file, mapped read-only. The map outlives the file's name: it may be renamed or removed.
@@ -13,7 +13,10 @@ use std::path::Path;
 /// end kills the process with SIGBUS, and no check of ours can prevent that. Replace a checkpoint
 /// by renaming another over it, never in place.
 #[derive(Debug)]
-pub(crate) struct Map(memmap2::Mmap);
+pub(crate) struct Map {
+    bytes: memmap2::Mmap,
+    file: File,
+}
 
 impl Map {
     /// Maps the file at `path`, which must be a regular one (a pipe or device would block or lie
@@ -30,7 +33,26 @@ impl Map {
         // else changes the file meanwhile cannot be enforced: it is asked of the operator above.
         // Bytes that change under us are still bytes: they are read as numbers of which every
         // pattern is valid, and headers are copied out and checked before they are believed.
-        unsafe { memmap2::Mmap::map(&file) }.map(Self)
+        let bytes = unsafe { memmap2::Mmap::map(&file) }?;
+        Ok(Self { bytes, file })
+    }
+
+    /// The file.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Takes the pages that hold these bytes out of the map; whoever reads them next gets them
+    /// back. A system that cannot do so keeps them, and nothing is lost.
+    pub(crate) fn put_away(&self, bytes: &Range<usize>) {
+        #[cfg(unix)]
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            let (start, len) = (bytes.start, bytes.len());
+            // SAFETY: pages of a file that were only read are read from it again, with the same
+            // contents; those that this could lose have been written to, and nobody can.
+            let _ = unsafe { self.bytes.unchecked_advise_range(advice, start, len) };
+        }
     }
 }
 
@@ -38,6 +60,6 @@ impl Deref for Map {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.bytes
     }
 }

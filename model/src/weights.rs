@@ -1,6 +1,7 @@
 //! Weights by role: what a decoder needs, whatever a checkpoint calls it.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
 
@@ -125,13 +126,38 @@ impl Weights {
     /// If the decoder that the weights were opened with does not have the role: a mistake of the
     /// caller's.
     pub fn tensor(&self, role: Role) -> Tensor<'_> {
-        let place = (self.places.get(&role))
-            .unwrap_or_else(|| panic!("{role:?} is none of the decoder's roles"));
+        let place = self.place(role);
         Tensor {
             dtype: place.dtype,
             shape: &place.shape,
             bytes: &self.shards[place.shard][place.bytes.clone()],
         }
+    }
+
+    /// Where the tensor for `role` lies: its file, and which bytes of it. A backend may tell the
+    /// system that it will read them soon, or not again.
+    ///
+    /// # Panics
+    /// As [`Weights::tensor`].
+    pub fn source(&self, role: Role) -> (&File, Range<u64>) {
+        let place = self.place(role);
+        let Range { start, end } = place.bytes;
+        (self.shards[place.shard].file(), start as u64..end as u64)
+    }
+
+    /// Takes the tensor for `role` out of this process's memory; it is read again when it is asked
+    /// for. The system may still have it in its cache: [`Weights::source`] tells of what to drop.
+    ///
+    /// # Panics
+    /// As [`Weights::tensor`].
+    pub fn put_away(&self, role: Role) {
+        let place = self.place(role);
+        self.shards[place.shard].put_away(&place.bytes);
+    }
+
+    fn place(&self, role: Role) -> &Place {
+        let place = self.places.get(&role);
+        place.unwrap_or_else(|| panic!("{role:?} is none of the decoder's roles"))
     }
 }
 

@@ -5,6 +5,7 @@
 mod tiny;
 
 use std::fs;
+use std::os::unix::fs::FileExt;
 
 use model::{CheckpointError, Decoder, LayerRole, Role, Weights};
 use proptest::prelude::*;
@@ -63,6 +64,21 @@ fn one_file_is_read_by_role() {
         weights.tensor(Role::Head).bytes,
         weights.tensor(Role::Embedding).bytes
     );
+}
+
+#[test]
+fn a_tensor_that_was_put_away_is_read_again() {
+    let (_folder, weights) = opened(&[("model.safetensors", &tiny::safetensors(&TENSORS))]);
+    let weights = weights.unwrap();
+    let role = Role::Layer(0, LayerRole::Value);
+    let tensor = weights.tensor(role);
+    let before = tensor.bytes.to_vec();
+    weights.put_away(role);
+    assert_eq!(tensor.bytes, before);
+    let (file, place) = weights.source(role);
+    let mut read = vec![0; usize::try_from(place.end - place.start).unwrap()];
+    file.read_exact_at(&mut read, place.start).unwrap();
+    assert_eq!(read, before);
 }
 
 #[test]
