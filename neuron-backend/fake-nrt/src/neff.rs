@@ -586,3 +586,91 @@ fn unpack(data: &[u8]) -> std::io::Result<BTreeMap<String, Vec<u8>>> {
     }
     Ok(files)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sample;
+
+    fn neff() -> Vec<u8> {
+        Neff::write(&sample::counter("counter", 2), &sample::info("trn2", 2, 2)).unwrap()
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let neff = Neff::read(&neff()).unwrap();
+        assert_eq!(neff.info, sample::info("trn2", 2, 2));
+        assert_eq!((neff.header.name.as_str(), neff.header.lnc), ("counter", 2));
+        let module = HloModule::from_bytes(&neff.module).unwrap();
+        assert_eq!(module, sample::counter("counter", 2));
+        assert_eq!(Io::of(&module).unwrap(), neff.io);
+        let names: Vec<_> = neff
+            .io
+            .inputs
+            .iter()
+            .map(|input| input.name.as_str())
+            .collect();
+        assert_eq!(names, ["x", "state.must_alias_input"]);
+        assert_eq!(
+            (neff.io.inputs[1].alias, neff.io.outputs[1].alias),
+            (Some(1), Some(1))
+        );
+        assert_eq!(neff.io.outputs[0].bytes(), 16);
+    }
+
+    #[test]
+    fn the_same_module_has_the_same_bytes() {
+        assert_eq!(neff(), neff());
+    }
+
+    #[test]
+    fn a_damaged_neff_is_refused_with_its_status() {
+        let refused = |change: &dyn Fn(&mut Vec<u8>)| {
+            let mut bytes = neff();
+            change(&mut bytes);
+            Neff::read(&bytes).unwrap_err().status().0
+        };
+        assert_eq!(refused(&|bytes| bytes.truncate(100)), 2);
+        assert_eq!(
+            refused(&|bytes| bytes.truncate(2000.min(bytes.len() - 1))),
+            2
+        );
+        assert_eq!(refused(&|bytes| bytes.push(0)), 2);
+        assert_eq!(refused(&|bytes| bytes[place::HEADER_SIZE] = 7), 2);
+        assert_eq!(refused(&|bytes| bytes[HEADER + 100] ^= 1), 2);
+        assert_eq!(refused(&|bytes| bytes[place::HASH] ^= 1), 2);
+        assert_eq!(refused(&|bytes| bytes[place::LNC] = 1), 2);
+        assert_eq!(refused(&|bytes| bytes[1000] = 1), 2);
+        assert_eq!(refused(&|bytes| bytes[place::MAJOR] = 3), 10);
+        assert_eq!(refused(&|bytes| bytes[place::FEATURES + 1] = 1), 10);
+    }
+
+    #[test]
+    fn a_module_that_makes_no_neff_is_refused() {
+        let refused = |change: &dyn Fn(&mut HloModule)| {
+            let mut module = sample::counter("counter", 1);
+            change(&mut module);
+            Io::of(&module).unwrap_err().to_string()
+        };
+        let kind =
+            refused(&|module| module.input_output_alias.as_mut().unwrap().entries[0].kind = 0);
+        assert!(kind.contains("MUST_ALIAS"), "{kind}");
+        let entry = refused(&|module| module.entry_computation_id = 9);
+        assert!(entry.contains("entry"), "{entry}");
+        let gap = refused(&|module| module.computations[1].instructions[0].parameter_number = 5);
+        assert!(gap.contains("numbered"), "{gap}");
+    }
+
+    #[test]
+    fn without_attributes_names_are_numbers() {
+        let mut module = sample::counter("counter", 1);
+        for instruction in &mut module.computations[1].instructions {
+            instruction.frontend_attributes = None;
+        }
+        let io = Io::of(&module).unwrap();
+        assert_eq!(
+            (io.inputs[1].name.as_str(), io.outputs[0].name.as_str()),
+            ("input1", "output0")
+        );
+    }
+}

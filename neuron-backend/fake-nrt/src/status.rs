@@ -1,5 +1,6 @@
 //! What a call of libnrt comes to: the numbers of `nrt_status.h`, and why.
 
+use std::ffi::CStr;
 use std::fmt;
 
 /// A status of libnrt.
@@ -7,86 +8,86 @@ use std::fmt;
 pub struct Status(pub u32);
 
 /// Number, constant's name, what the runtime calls it (`nrt_get_status_as_str`).
-const NAMES: [(Status, &str, &str); 28] = [
-    (Status::SUCCESS, "SUCCESS", "Success"),
-    (Status::FAILURE, "FAILURE", "Failure"),
-    (Status::INVALID, "INVALID", "Invalid"),
-    (Status::INVALID_HANDLE, "INVALID_HANDLE", "Invalid Handle"),
-    (Status::RESOURCE, "RESOURCE", "Allocation Failure"),
-    (Status::TIMEOUT, "TIMEOUT", "Timeout"),
-    (Status::HW_ERROR, "HW_ERROR", "Hardware Error"),
-    (Status::QUEUE_FULL, "QUEUE_FULL", "Queue Full"),
+const NAMES: [(Status, &str, &CStr); 28] = [
+    (Status::SUCCESS, "SUCCESS", c"Success"),
+    (Status::FAILURE, "FAILURE", c"Failure"),
+    (Status::INVALID, "INVALID", c"Invalid"),
+    (Status::INVALID_HANDLE, "INVALID_HANDLE", c"Invalid Handle"),
+    (Status::RESOURCE, "RESOURCE", c"Allocation Failure"),
+    (Status::TIMEOUT, "TIMEOUT", c"Timeout"),
+    (Status::HW_ERROR, "HW_ERROR", c"Hardware Error"),
+    (Status::QUEUE_FULL, "QUEUE_FULL", c"Queue Full"),
     (
         Status::LOAD_NOT_ENOUGH_NC,
         "LOAD_NOT_ENOUGH_NC",
-        "Not Enough NeuronCores",
+        c"Not Enough NeuronCores",
     ),
     (
         Status::UNSUPPORTED_NEFF_VERSION,
         "UNSUPPORTED_NEFF_VERSION",
-        "Unsupported NEFF Version",
+        c"Unsupported NEFF Version",
     ),
     (
         Status::FAIL_HOST_MEM_ALLOC,
         "FAIL_HOST_MEM_ALLOC",
-        "Host Memory Allocation Failure",
+        c"Host Memory Allocation Failure",
     ),
-    (Status::UNINITIALIZED, "UNINITIALIZED", "Uninitialized"),
-    (Status::CLOSED, "CLOSED", "Closed"),
-    (Status::QUEUE_EMPTY, "QUEUE_EMPTY", "Queue Empty"),
+    (Status::UNINITIALIZED, "UNINITIALIZED", c"Uninitialized"),
+    (Status::CLOSED, "CLOSED", c"Closed"),
+    (Status::QUEUE_EMPTY, "QUEUE_EMPTY", c"Queue Empty"),
     (
         Status::EXEC_UNIT_UNRECOVERABLE,
         "EXEC_UNIT_UNRECOVERABLE",
-        "Execution Unit Unrecoverable",
+        c"Execution Unit Unrecoverable",
     ),
-    (Status::EXEC_BAD_INPUT, "EXEC_BAD_INPUT", "Bad Input"),
+    (Status::EXEC_BAD_INPUT, "EXEC_BAD_INPUT", c"Bad Input"),
     (
         Status::EXEC_COMPLETED_WITH_NUM_ERR,
         "EXEC_COMPLETED_WITH_NUM_ERR",
-        "Completed with Numerical Errors",
+        c"Completed with Numerical Errors",
     ),
     (
         Status::EXEC_COMPLETED_WITH_ERR,
         "EXEC_COMPLETED_WITH_ERR",
-        "Completed with Errors",
+        c"Completed with Errors",
     ),
-    (Status::EXEC_NC_BUSY, "EXEC_NC_BUSY", "NeuronCore Busy"),
-    (Status::EXEC_OOB, "EXEC_OOB", "Out of Bounds"),
-    (Status::COLL_PENDING, "COLL_PENDING", "Collective Pending"),
+    (Status::EXEC_NC_BUSY, "EXEC_NC_BUSY", c"NeuronCore Busy"),
+    (Status::EXEC_OOB, "EXEC_OOB", c"Out of Bounds"),
+    (Status::COLL_PENDING, "COLL_PENDING", c"Collective Pending"),
     (
         Status::EXEC_HW_ERR_COLLECTIVES,
         "EXEC_HW_ERR_COLLECTIVES",
-        "Collectives Hang",
+        c"Collectives Hang",
     ),
     (
         Status::EXEC_HW_ERR_HBM_UE,
         "EXEC_HW_ERR_HBM_UE",
-        "Uncorrectable Error of HBM",
+        c"Uncorrectable Error of HBM",
     ),
     (
         Status::EXEC_HW_ERR_NC_UE,
         "EXEC_HW_ERR_NC_UE",
-        "Uncorrectable Error of a NeuronCore",
+        c"Uncorrectable Error of a NeuronCore",
     ),
     (
         Status::EXEC_HW_ERR_DMA_ABORT,
         "EXEC_HW_ERR_DMA_ABORT",
-        "DMA Abort",
+        c"DMA Abort",
     ),
     (
         Status::EXEC_SW_NQ_OVERFLOW,
         "EXEC_SW_NQ_OVERFLOW",
-        "Notification Queue Overflow",
+        c"Notification Queue Overflow",
     ),
     (
         Status::EXEC_HW_ERR_REPAIRABLE_HBM_UE,
         "EXEC_HW_ERR_REPAIRABLE_HBM_UE",
-        "Repairable Uncorrectable Error of HBM",
+        c"Repairable Uncorrectable Error of HBM",
     ),
     (
         Status::NETWORK_PROXY_FAILURE,
         "NETWORK_PROXY_FAILURE",
-        "Network Proxy Failure",
+        c"Network Proxy Failure",
     ),
 ];
 
@@ -144,8 +145,13 @@ impl Status {
 
     /// What libnrt prints for it.
     pub fn text(self) -> &'static str {
+        self.c_text().to_str().unwrap_or_default()
+    }
+
+    /// The same for C.
+    pub(crate) fn c_text(self) -> &'static CStr {
         let entry = NAMES.iter().find(|(status, ..)| *status == self);
-        entry.map_or("Unknown Error", |(.., text)| *text)
+        entry.map_or(c"Unknown Error", |(.., text)| *text)
     }
 
     /// The status of this name (`TIMEOUT`) or number (`5`).

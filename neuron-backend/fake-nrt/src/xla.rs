@@ -1,0 +1,95 @@
+//! XLA's devices: the only file that knows who computes. Ranks run on a device of their own, and so
+//! arrays stay where they were computed.
+
+use graph::Element;
+use graph::proto::HloModule;
+use pjrt::{Buffer, Client, CompileOptions, Executable, Plugin, Value};
+
+use crate::settings::Settings;
+use crate::status::{Failure, refuse};
+
+/// All devices of XLA's plugin for the CPU.
+#[derive(Debug)]
+pub(crate) struct Devices(Client);
+
+/// An array's place and form.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Form {
+    pub(crate) element: Element,
+    pub(crate) shape: Vec<u64>,
+    /// The rank that has it.
+    pub(crate) rank: u32,
+}
+
+impl Devices {
+    /// Opens the plugin with a device for each core of the machine.
+    ///
+    /// # Errors
+    /// The settings name no plugin, or it does not open.
+    pub(crate) fn open(settings: &Settings) -> Result<Self, Failure> {
+        let path = settings.plugin.as_ref().ok_or_else(|| {
+            refuse!(
+                FAILURE,
+                "executions go through XLA's plugin for the CPU: set APPLIANCE_XLA_CPU to its path, \
+                 or FAKE_NRT_EXECUTE=skip"
+            )
+        })?;
+        let plugin = Plugin::open(path).map_err(failure)?;
+        let count = settings.topology.cores().into();
+        let client = plugin.client(&[("cpu_device_count", Value::Integer(count))]);
+        Ok(Self(client.map_err(failure)?))
+    }
+
+    /// Compiles the module of a NEFF for so many ranks.
+    ///
+    /// # Errors
+    /// It is no module, or XLA refuses it.
+    pub(crate) fn compile(&self, module: &[u8], ranks: u32) -> Result<Program, Failure> {
+        let module = HloModule::from_bytes(module)
+            .map_err(|error| refuse!(INVALID, "the NEFF's module: {error}"))?;
+        let options = CompileOptions {
+            replicas: ranks,
+            devices: Some(self.0.devices()[..ranks as usize].to_vec()),
+            ..CompileOptions::default()
+        };
+        let program = self.0.compile(&module.to_bytes(), &options);
+        Ok(Program(program.map_err(failure)?))
+    }
+
+    /// Copies bytes to the device of a rank.
+    ///
+    /// # Errors
+    /// The bytes are not as many as the form says.
+    pub(crate) fn upload(&self, form: &Form, bytes: &[u8]) -> Result<Buffer, Failure> {
+        let devices = self.0.devices();
+        let device = devices.get(form.rank as usize).copied();
+        let device = device.ok_or_else(|| refuse!(FAILURE, "XLA has no device {}", form.rank))?;
+        let element = pjrt::Element::from_hlo(form.element.number());
+        let element =
+            element.ok_or_else(|| refuse!(FAILURE, "XLA's arrays have no {:?}", form.element))?;
+        let dims: Result<Vec<i64>, _> =
+            form.shape.iter().map(|size| i64::try_from(*size)).collect();
+        let dims = dims.map_err(|error| refuse!(INVALID, "{:?}: {error}", form.shape))?;
+        let buffer = self.0.buffer(device, element, &dims, bytes);
+        buffer.map_err(failure)
+    }
+}
+
+/// A module that is ready to run.
+#[derive(Debug)]
+pub(crate) struct Program(Executable);
+
+impl Program {
+    /// Runs it: arrays of each rank in, arrays of each rank out.
+    ///
+    /// # Errors
+    /// The arrays do not fit, or the run failed.
+    pub(crate) fn run(&self, arrays: &[Vec<&Buffer>]) -> Result<Vec<Vec<Buffer>>, pjrt::Error> {
+        self.0.execute(arrays)
+    }
+}
+
+/// What XLA says, as a failure of the runtime.
+pub(crate) fn failure(error: impl std::fmt::Display) -> Failure {
+    refuse!(FAILURE, "XLA: {error}")
+}
