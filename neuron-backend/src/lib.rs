@@ -11,4 +11,4 @@ mod prepare;
 pub mod ranks;
 
 pub use graph::{Activations, Bucket, KvFormat, LowerError, Target, WeightFormat, lower, text};
-pub use prepare::{Event, Figures, PrepareError, Request, Summary, prepare};
+pub use prepare::{Event, Figures, PrepareError, Request, Summary, prepare, survey};

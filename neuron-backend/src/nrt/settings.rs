@@ -69,7 +69,7 @@ impl Settings {
 
     /// The variables that say so, given those that are set now.
     pub fn environment(&self) -> Vec<(&'static str, OsString)> {
-        self.wanted(|name| env::var_os(name))
+        self.wanted(env::var_os)
     }
 
     /// Of the variables of [`environment`](Self::environment) those that are not set so.
@@ -87,7 +87,7 @@ impl Settings {
 
     fn wanted(
         &self,
-        now: impl Fn(&'static str) -> Option<OsString>,
+        now: impl Fn(&str) -> Option<OsString>,
     ) -> Vec<(&'static str, OsString)> {
         let last = self.cores.end.saturating_sub(1).max(self.cores.start);
         let mut wanted = vec![
