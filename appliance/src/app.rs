@@ -16,9 +16,10 @@ use tokio::sync::watch;
 
 use crate::api;
 use crate::config::{ConfigError, Flags, LogFormat, Resolved};
+use crate::dispatch::Dispatch;
 use crate::drain::{self, Cut, Signals};
-use crate::drivers::{self, DriverError};
-use crate::engine_thread::{self, Mailbox};
+use crate::drivers::{self, DriverError, Load};
+use crate::engine_thread;
 use crate::generation::{Ask, Generator, Piece, Reason, Refusal};
 use crate::health::{Health, Phase, Pulse};
 use crate::http;
@@ -189,25 +190,27 @@ async fn run(settings: Arc<Resolved>) -> Result<(), Failure> {
     metrics.phase("loading");
     tokio::spawn(metrics.clone().keep_rendered());
     let (phase, view) = watch::channel(Phase::Loading("the model is being loaded".to_owned()));
-    let pulse = Arc::new(Pulse::new());
+    let pulses: Arc<[_]> = (0..settings.replicas.get())
+        .map(|_| Arc::new(Pulse::new()))
+        .collect();
     let context = api::Context {
-        health: Health::with_pulse(view, Arc::clone(&pulse)),
+        health: Health::with_pulses(view, Arc::clone(&pulses)),
         metrics: metrics.clone(),
         settings: Arc::clone(&settings),
     };
     let http = http::Server::start(listener, api::router(context), &settings, metrics.clone());
 
     let ready = tokio::select! {
-        ready = ready(&settings, &name, &metrics, pulse) => ready,
+        ready = ready(&settings, &name, &metrics, pulses) => ready,
         () = signals.next() => return Ok(()),
     };
-    let Ready { served, mailbox } = ready.map_err(|why| Failure::Model { model, why })?;
+    let Ready { served, dispatch } = ready.map_err(|why| Failure::Model { model, why })?;
     metrics.phase("ready");
     phase.send_replace(Phase::Ready(Arc::clone(&served)));
     announce(address, &served, start.elapsed());
 
     tokio::select! {
-        ended = mailbox.ended() => {
+        ended = dispatch.ended() => {
             let lost = ended.err().unwrap_or_else(|| Lost(engine::Cause("the engine ended".to_owned())));
             metrics.phase("failed");
             drain::fail(&lost, &phase, http).await;
@@ -216,7 +219,7 @@ async fn run(settings: Arc<Resolved>) -> Result<(), Failure> {
         () = signals.next() => {
             metrics.phase("draining");
             let grace = settings.grace;
-            let drained = drain::drain(served, &mailbox, &phase, http, grace, &mut signals).await;
+            let drained = drain::drain(served, &dispatch, &phase, http, grace, &mut signals).await;
             drained.map_err(|cut| match cut {
                 Cut::Lost(lost) => lost.into(),
                 Cut::Now => Failure::Cut,
@@ -242,10 +245,10 @@ fn announce(address: SocketAddr, served: &Served, took: Duration) {
     );
 }
 
-/// A model that has produced a token, and the engine it runs on.
+/// A model that has produced a token, and the engines it runs on.
 struct Ready {
     served: Arc<Served>,
-    mailbox: Mailbox,
+    dispatch: Dispatch,
 }
 
 /// Loads the model off the event loop and has it produce a token.
@@ -253,26 +256,30 @@ async fn ready(
     settings: &Arc<Resolved>,
     name: &str,
     metrics: &Metrics,
-    pulse: Arc<Pulse>,
+    pulses: Arc<[Arc<Pulse>]>,
 ) -> Result<Ready, LoadError> {
     let loading = {
         let (settings, name) = (Arc::clone(settings), name.to_owned());
         let metrics = metrics.clone();
-        tokio::task::spawn_blocking(move || load(&settings, name, metrics, pulse))
+        tokio::task::spawn_blocking(move || load(&settings, name, &metrics, &pulses))
     };
     let loaded = loading.await;
     let (ready, profile) = loaded.map_err(|error| LoadError::Host(error.to_string()))??;
     self_test(&ready.served).await?;
-    metrics.serve(ready.served.context, &profile);
+    metrics.serve(
+        ready.served.context,
+        &profile,
+        settings.replicas.get() as usize,
+    );
     Ok(ready)
 }
 
-/// From the model's source to an engine that turns.
+/// From the model's source to engines that turn.
 fn load(
     settings: &Resolved,
     name: String,
-    metrics: Metrics,
-    pulse: Arc<Pulse>,
+    metrics: &Metrics,
+    pulses: &[Arc<Pulse>],
 ) -> Result<(Ready, Profile), LoadError> {
     let driver = drivers::find(settings.backend)?;
     let dir = settings.model.local(&hub(settings))?;
@@ -282,19 +289,34 @@ fn load(
     let template = Template::open(&dir)?;
     let weights = Weights::open(&dir, &decoder)?;
     let demand = demand(settings, &decoder)?;
-    let device = driver.open(settings.dtype, &decoder, &weights, &demand)?;
-    let profile = device.profile().clone();
+    let devices = driver.open(&Load {
+        precision: settings.dtype,
+        replicas: settings.replicas.get(),
+        artifacts: settings.artifacts.as_deref(),
+        dir: &dir,
+        decoder: &decoder,
+        weights: &weights,
+        demand: &demand,
+    })?;
+    let Some(profile) = devices.first().map(|device| device.profile().clone()) else {
+        return Err(LoadError::Host("no device was opened".to_owned()));
+    };
     let limits = limits(settings, &demand, &profile);
     let context = limits.context;
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).map_err(|error| LoadError::Host(error.to_string()))?;
-    let mailbox = engine_thread::start(device, limits, secret, metrics, pulse)
-        .map_err(|error| LoadError::Host(error.to_string()))?;
+    let replicas = devices.into_iter().zip(pulses).enumerate();
+    let engines = replicas.map(|(replica, (device, pulse))| {
+        let (metrics, pulse) = (metrics.of_replica(replica), Arc::clone(pulse));
+        engine_thread::start(device, limits.clone(), secret, metrics, pulse)
+    });
+    let mailboxes = engines.collect::<Result<_, _>>();
+    let dispatch = Dispatch::new(mailboxes.map_err(|error| LoadError::Host(error.to_string()))?);
     let mut eos: Vec<TokenId> = defaults.eos.iter().copied().map(TokenId).collect();
     eos.sort_unstable();
     eos.dedup();
     let generator = Generator::new(
-        mailbox.clone(),
+        dispatch.clone(),
         tokenizer.clone(),
         eos.clone().into(),
         settings.request_timeout,
@@ -313,7 +335,7 @@ fn load(
         generator,
     };
     let served = Arc::new(served);
-    Ok((Ready { served, mailbox }, profile))
+    Ok((Ready { served, dispatch }, profile))
 }
 
 fn hub(settings: &Resolved) -> Hub {

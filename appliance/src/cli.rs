@@ -4,7 +4,9 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::Bench;
 use crate::config::Flags;
+use crate::graph::Graph;
 use crate::import::Import;
+use crate::prepare::Prepare;
 use crate::pull::Pull;
 
 /// Serves open language models over an OpenAI-style HTTP API.
@@ -30,6 +32,10 @@ pub enum Verb {
     Import(Import),
     /// Fetch a model without serving it
     Pull(Pull),
+    /// Compile a model ahead of time, for devices that need it
+    Prepare(Prepare),
+    /// Show what would be compiled
+    Graph(Graph),
     /// Measure a server under load
     Bench(Bench),
 }

@@ -7,7 +7,7 @@ use engine::Lost;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::engine_thread::Mailbox;
+use crate::dispatch::Dispatch;
 use crate::health::Phase;
 use crate::http;
 use crate::served::Served;
@@ -55,7 +55,7 @@ pub(crate) enum Cut {
 /// What came in between.
 pub(crate) async fn drain(
     served: Arc<Served>,
-    mailbox: &Mailbox,
+    dispatch: &Dispatch,
     phase: &watch::Sender<Phase>,
     http: http::Server,
     grace: Duration,
@@ -72,10 +72,10 @@ pub(crate) async fn drain(
             tracing::warn!("the grace period is over: ending what still runs");
             None
         }
-        ended = mailbox.ended() => ended.err(),
+        ended = dispatch.ended() => ended.err(),
         () = signals.next() => return Err(Cut::Now),
     };
-    mailbox.end("the server is shutting down");
+    dispatch.end("the server is shutting down");
     tokio::select! {
         () = http.close(LAST_BYTES) => {}
         () = signals.next() => return Err(Cut::Now),

@@ -1,6 +1,8 @@
 //! The devices that this binary knows, in order of preference: the one place above the backends that
 //! names them.
 
+use std::path::Path;
+
 use engine::{Backend, Demand, Device};
 use model::{Decoder, Weights};
 
@@ -44,22 +46,42 @@ struct Driver {
     choice: config::Backend,
     /// The device, or why it cannot be used.
     probe: fn() -> Result<Device, &'static str>,
-    open: fn(config::Precision, &Decoder, &Weights, &Demand) -> Opened,
+    open: fn(&Load<'_>) -> Opened,
 }
 
-type Opened = Result<Box<dyn Backend>, DriverError>;
+/// What is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Load<'a> {
+    /// The number format of the weights.
+    pub precision: config::Precision,
+    /// How many devices it is opened on.
+    pub replicas: u32,
+    /// Where modules compiled ahead are.
+    pub artifacts: Option<&'a Path>,
+    /// The model's directory.
+    pub dir: &'a Path,
+    /// What is in it.
+    pub decoder: &'a Decoder,
+    /// Its weights.
+    pub weights: &'a Weights,
+    /// What each device is to be able to.
+    pub demand: &'a Demand,
+}
+
+/// The replicas.
+type Opened = Result<Vec<Box<dyn Backend>>, DriverError>;
 
 /// All of them, the best first.
 const DRIVERS: [Driver; 3] = [
     Driver {
         choice: config::Backend::Neuron,
         probe: || Err("this build has no driver for AWS Neuron devices; use auto or cpu"),
-        open: |_, _, _, _| Err(unopened(config::Backend::Neuron)),
+        open: |_| Err(unopened(config::Backend::Neuron)),
     },
     Driver {
         choice: config::Backend::Cuda,
         probe: || Err("this build has no driver for NVIDIA GPUs; use auto or cpu"),
-        open: |_, _, _, _| Err(unopened(config::Backend::Cuda)),
+        open: |_| Err(unopened(config::Backend::Cuda)),
     },
     Driver {
         choice: config::Backend::Cpu,
@@ -91,18 +113,12 @@ pub fn find(choice: config::Backend) -> Result<Found, DriverError> {
 pub struct Found(&'static Driver);
 
 impl Found {
-    /// Opens a model on the device.
+    /// Opens a model on the device, once for each replica.
     ///
     /// # Errors
     /// It cannot hold the model, or lacks the number format.
-    pub fn open(
-        self,
-        precision: config::Precision,
-        decoder: &Decoder,
-        weights: &Weights,
-        demand: &Demand,
-    ) -> Result<Box<dyn Backend>, DriverError> {
-        (self.0.open)(precision, decoder, weights, demand)
+    pub fn open(self, load: &Load<'_>) -> Result<Vec<Box<dyn Backend>>, DriverError> {
+        (self.0.open)(load)
     }
 }
 
@@ -127,28 +143,33 @@ fn pick(
     Err(DriverError::None(missing.join("; ")))
 }
 
-fn open_cpu(
-    precision: config::Precision,
-    decoder: &Decoder,
-    weights: &Weights,
-    demand: &Demand,
-) -> Opened {
+fn open_cpu(load: &Load<'_>) -> Opened {
     let name = config::Backend::Cpu.name();
-    let precision = match precision {
+    let precision = match load.precision {
         config::Precision::Auto | config::Precision::Bf16 => cpu_backend::Precision::Bf16,
         config::Precision::F32 => cpu_backend::Precision::F32,
         config::Precision::Fp8 | config::Precision::Int8 => {
-            let dtype = precision.name();
+            let dtype = load.precision.name();
             return Err(DriverError::Precision { name, dtype });
         }
     };
-    match cpu_backend::open(decoder, weights, precision, demand) {
-        Ok(cpu) => Ok(Box::new(cpu)),
-        Err(error) => Err(DriverError::Open {
+    let cores = match load.demand.cores {
+        None => cpu_backend::probe().map(|device| device.cores),
+        cores => cores,
+    };
+    let demand = Demand {
+        cores: cores.map(|cores| (cores / load.replicas).max(1)),
+        ..load.demand.clone()
+    };
+    let replicas = (0..load.replicas).map(|_| {
+        let opened = cpu_backend::open(load.decoder, load.weights, precision, &demand);
+        let opened = opened.map(|cpu| Box::new(cpu) as Box<dyn Backend>);
+        opened.map_err(|error| DriverError::Open {
             name,
             why: error.to_string(),
-        }),
-    }
+        })
+    });
+    replicas.collect()
 }
 
 /// What a device that is never found says if it is opened all the same.
@@ -175,7 +196,7 @@ mod tests {
         Driver {
             choice,
             probe,
-            open: |_, _, _, _| Err(unopened(config::Backend::Cpu)),
+            open: |_| Err(unopened(config::Backend::Cpu)),
         }
     }
 

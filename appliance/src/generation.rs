@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use engine::{Event, Finish, Refused, Request, Scored, TokenId};
 
-use crate::engine_thread::{Flight, Mailbox};
+use crate::dispatch::{Dispatch, Share};
+use crate::engine_thread::Flight;
 use crate::text::{Detokenizer, Stopped, Stops, Tokenizer};
 
 /// What a caller asks of the model, parsed: token ids for the engine, and what concerns text.
@@ -27,23 +28,23 @@ pub struct Ask {
 /// Starts generations on the model that is served. Cloning shares it.
 #[derive(Clone, Debug)]
 pub struct Generator {
-    mailbox: Mailbox,
+    dispatch: Dispatch,
     tokenizer: Tokenizer,
     eos: Arc<[TokenId]>,
     timeout: Duration,
 }
 
 impl Generator {
-    /// Generations of the engine behind `mailbox`, whose tokens are `tokenizer`'s. Those of `eos`
+    /// Generations of the engines behind `dispatch`, whose tokens are `tokenizer`'s. Those of `eos`
     /// end a text; a request may take `timeout` from its arrival to its end.
     pub(crate) fn new(
-        mailbox: Mailbox,
+        dispatch: Dispatch,
         tokenizer: Tokenizer,
         eos: Arc<[TokenId]>,
         timeout: Duration,
     ) -> Self {
         Self {
-            mailbox,
+            dispatch,
             tokenizer,
             eos,
             timeout,
@@ -64,7 +65,9 @@ impl Generator {
         } = ask;
         let enders = Arc::clone(&request.stop.tokens);
         let choices = request.choices;
-        let flight = self.mailbox.admit(request, arrived, self.timeout).await?;
+        let (flight, share) = (self.dispatch)
+            .admit(request, arrived, self.timeout)
+            .await?;
         let voice = Voice {
             // It goes on with the prompt: a space at its start is part of it.
             detokenizer: self.tokenizer.detokenizer(skip_special).inside_text(),
@@ -73,6 +76,7 @@ impl Generator {
         };
         Ok(Generation {
             flight,
+            _share: share,
             voices: (0..choices).map(|_| voice.clone()).collect(),
             open: choices,
             enders,
@@ -98,6 +102,8 @@ pub enum Refusal {
 #[derive(Debug)]
 pub struct Generation {
     flight: Flight,
+    /// What it weighs on its replica.
+    _share: Share,
     voices: Vec<Voice>,
     /// How many choices have not ended.
     open: u32,
@@ -363,7 +369,7 @@ mod tests {
 
     struct Server {
         generator: Generator,
-        mailbox: Mailbox,
+        dispatch: Dispatch,
     }
 
     fn server(running: u32, breaks: Option<(u32, Break)>) -> Server {
@@ -378,9 +384,13 @@ mod tests {
         let (metrics, pulse) = (Metrics::new("alphabet"), Arc::new(Pulse::new()));
         let device = Alphabet::new(breaks);
         let mailbox = engine_thread::start(device, limits, [0; 16], metrics, pulse).unwrap();
+        let dispatch = Dispatch::new(vec![mailbox]);
         let timeout = Duration::from_secs(600);
-        let generator = Generator::new(mailbox.clone(), tokenizer(), [END].into(), timeout);
-        Server { generator, mailbox }
+        let generator = Generator::new(dispatch.clone(), tokenizer(), [END].into(), timeout);
+        Server {
+            generator,
+            dispatch,
+        }
     }
 
     /// Asks for up to `max_tokens` after `a`.
@@ -550,7 +560,7 @@ mod tests {
                 matches!(&reason, Reason::Failed(told) if told.contains(why)),
                 "{reason:?}"
             );
-            let lost = server.mailbox.ended().await.unwrap_err();
+            let lost = server.dispatch.ended().await.unwrap_err();
             let refused = server.generator.start(ask(1)).await.unwrap_err();
             assert_eq!(refused, Refusal::Engine(Refused::Lost(lost)));
         }
@@ -561,10 +571,10 @@ mod tests {
         let server = server(8, None);
         let mut generation = server.generator.start(ask(4000)).await.unwrap();
         generation.next().await.unwrap();
-        server.mailbox.end("closing time");
+        server.dispatch.end("closing time");
         let (.., reason) = read(&mut generation).await;
         assert_eq!(reason, Reason::Failed("closing time".to_owned()));
-        assert_eq!(server.mailbox.ended().await, Ok(()));
+        assert_eq!(server.dispatch.ended().await, Ok(()));
         let refused = server.generator.start(ask(1)).await.unwrap_err();
         assert_eq!(refused, Refusal::Draining);
     }

@@ -29,18 +29,18 @@ pub enum Phase {
 #[derive(Clone, Debug)]
 pub struct Health {
     phase: watch::Receiver<Phase>,
-    pulse: Arc<Pulse>,
+    pulses: Arc<[Arc<Pulse>]>,
 }
 
 impl Health {
     /// A view on the phase, of a server without an engine.
     pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        Self::with_pulse(phase, Arc::new(Pulse::new()))
+        Self::with_pulses(phase, Arc::default())
     }
 
-    /// A view on the phase and on the progress of an engine.
-    pub fn with_pulse(phase: watch::Receiver<Phase>, pulse: Arc<Pulse>) -> Self {
-        Self { phase, pulse }
+    /// A view on the phase and on the progress of each engine.
+    pub fn with_pulses(phase: watch::Receiver<Phase>, pulses: Arc<[Arc<Pulse>]>) -> Self {
+        Self { phase, pulses }
     }
 
     /// The phase now.
@@ -48,10 +48,11 @@ impl Health {
         self.phase.borrow().clone()
     }
 
-    /// Whether the process makes progress: false when work is in flight and no step has landed for
-    /// [`FROZEN`], and when the device is lost.
+    /// Whether the process makes progress: false when an engine has work in flight and no step of it has
+    /// landed for [`FROZEN`], and when a device is lost.
     pub fn live(&self) -> bool {
-        let frozen = (self.pulse.silence()).is_some_and(|silence| silence >= FROZEN);
+        let silences = self.pulses.iter().filter_map(|pulse| pulse.silence());
+        let frozen = silences.max().is_some_and(|silence| silence >= FROZEN);
         !frozen && !matches!(*self.phase.borrow(), Phase::Failed(_))
     }
 }
@@ -116,11 +117,12 @@ mod tests {
 
     fn check(pulse: Pulse, live: bool) {
         let (_sender, phase) = watch::channel(Phase::Draining(None));
-        assert_eq!(Health::with_pulse(phase, Arc::new(pulse)).live(), live);
+        let pulses = [Pulse::new(), pulse].map(Arc::new);
+        assert_eq!(Health::with_pulses(phase, pulses.into()).live(), live);
     }
 
     #[test]
-    fn a_server_is_live_while_its_engine_rests_or_beats() {
+    fn a_server_is_live_while_each_engine_rests_or_beats() {
         let age = FROZEN + Duration::from_secs(1);
         check(pulse(age, RESTING), true);
         check(pulse(age, 5000), true);

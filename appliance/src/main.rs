@@ -18,6 +18,8 @@ fn main() -> ExitCode {
         },
         Verb::Import(import) => done(import.run()),
         Verb::Pull(pull) => done(pull.run()),
+        Verb::Prepare(prepare) => done(prepare.run()),
+        Verb::Graph(graph) => done(graph.run()),
         Verb::Bench(bench) => done(bench.run()),
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -48,6 +48,8 @@ const HTTP: &[f64] = &[0.1, 0.5, 1.0];
 #[derive(Clone, Debug)]
 pub struct Metrics {
     shared: Arc<Shared>,
+    /// Which replica writes through this.
+    replica: usize,
 }
 
 #[derive(Debug)]
@@ -73,6 +75,7 @@ impl Metrics {
                 http,
                 model: OnceLock::new(),
             }),
+            replica: 0,
         };
         metrics.refresh();
         metrics
@@ -111,12 +114,12 @@ impl Metrics {
         }
     }
 
-    /// From now on the model is measured: it takes sequences of `context` tokens on a device with
-    /// this profile.
-    pub(crate) fn serve(&self, context: u32, profile: &Profile) {
+    /// From now on the model is measured: it takes sequences of `context` tokens on `replicas`
+    /// devices with this profile.
+    pub(crate) fn serve(&self, context: u32, profile: &Profile, replicas: usize) {
         self.shared
             .model
-            .get_or_init(|| Model::new(&self.shared.makers, context, profile));
+            .get_or_init(|| Model::new(&self.shared.makers, context, profile, replicas));
         self.change();
         // Whoever sees that the server is ready finds them.
         self.refresh();
@@ -160,10 +163,18 @@ impl Metrics {
         }
     }
 
-    /// The engine stood like `before` and stands like `now`.
+    /// The same metrics, for the engine of this replica to write.
+    pub(crate) fn of_replica(&self, replica: usize) -> Self {
+        Self {
+            replica,
+            ..self.clone()
+        }
+    }
+
+    /// The engine of this replica stood like `before` and stands like `now`.
     pub(crate) fn stats(&self, before: &Stats, now: &Stats) {
         if let Some(model) = self.model() {
-            model.stats(before, now);
+            model.stats(self.replica, before, now);
         }
     }
 
@@ -331,13 +342,15 @@ struct Model {
     sizes: Sizes,
 }
 
-/// How the engine stands now.
+/// How the engines stand now, all replicas together.
 #[derive(Debug)]
 struct State {
     running: IntGauge,
     waiting: IntGauge,
     waiting_tokens: IntGauge,
     kv_usage: Gauge,
+    /// One for each replica.
+    engines: Mutex<Vec<Stats>>,
 }
 
 /// What has happened since the start.
@@ -382,7 +395,11 @@ struct Sizes {
 }
 
 impl State {
-    fn new(makers: &Makers) -> Self {
+    fn new(makers: &Makers, pages: u32, replicas: usize) -> Self {
+        let idle = Stats {
+            pages,
+            ..Stats::default()
+        };
         Self {
             running: makers.gauge("vllm:num_requests_running", "Continuations in execution"),
             waiting: makers.gauge("vllm:num_requests_waiting", "Requests that wait to be run"),
@@ -394,7 +411,26 @@ impl State {
                 "vllm:kv_cache_usage_perc",
                 "The part of the KV pages that some request holds, 1 being all",
             ))),
+            engines: Mutex::new(vec![idle; replicas]),
         }
+    }
+
+    /// The engine of `replica` stands like `now`.
+    fn set(&self, replica: usize, now: &Stats) {
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(engine) = engines.get_mut(replica) {
+            *engine = *now;
+        }
+        let total = |part: fn(&Stats) -> u64| engines.iter().map(part).sum::<u64>();
+        let set =
+            |gauge: &IntGauge, part| gauge.set(i64::try_from(total(part)).unwrap_or(i64::MAX));
+        set(&self.running, |stats| stats.running.into());
+        set(&self.waiting, |stats| stats.waiting.into());
+        set(&self.waiting_tokens, |stats| stats.waiting_tokens);
+        let [used, pages]: [fn(&Stats) -> u64; 2] =
+            [|stats| stats.pages_used.into(), |stats| stats.pages.into()];
+        self.kv_usage
+            .set(count(total(used)) / count(total(pages).max(1)));
     }
 }
 
@@ -517,23 +553,18 @@ impl Sizes {
 }
 
 impl Model {
-    fn new(makers: &Makers, context: u32, profile: &Profile) -> Self {
+    fn new(makers: &Makers, context: u32, profile: &Profile, replicas: usize) -> Self {
         makers.constants(profile);
         Self {
-            state: State::new(makers),
+            state: State::new(makers, profile.pages, replicas),
             counts: Counts::new(makers),
             times: Times::new(makers),
             sizes: Sizes::new(makers, context),
         }
     }
 
-    fn stats(&self, before: &Stats, now: &Stats) {
-        self.state.running.set(i64::from(now.running));
-        self.state.waiting.set(i64::from(now.waiting));
-        let waiting_tokens = i64::try_from(now.waiting_tokens).unwrap_or(i64::MAX);
-        self.state.waiting_tokens.set(waiting_tokens);
-        let pages = f64::from(now.pages.max(1));
-        self.state.kv_usage.set(f64::from(now.pages_used) / pages);
+    fn stats(&self, replica: usize, before: &Stats, now: &Stats) {
+        self.state.set(replica, now);
         let add = |counter: &IntCounter, count: fn(&Stats) -> u64| {
             counter.inc_by(count(now).saturating_sub(count(before)));
         };
@@ -723,7 +754,7 @@ mod tests {
             candidates: 32,
             depth: 1,
         };
-        metrics.serve(100, &profile);
+        metrics.serve(100, &profile, 1);
         metrics
     }
 

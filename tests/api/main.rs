@@ -14,6 +14,7 @@ mod logprobs;
 mod metrics;
 mod queue;
 mod refused;
+mod replicas;
 mod sampling;
 mod streams;
 mod text;

@@ -14,7 +14,7 @@ mod value;
 pub use page::page;
 pub use raw::{ConfigError, Origin, Raw};
 pub use resolved::{Resolved, SETTINGS, Setting};
-pub use sources::{Flags, HubFlags, Layer};
+pub use sources::{Flags, HubFlags, Layer, LoadFlags};
 pub use value::{Backend, ByteSize, Form, LogFormat, Precision, Secret, ShedStatus, Value};
 
 #[cfg(test)]

@@ -90,6 +90,10 @@ settings! {
     served_model_name: Option<String>, "served-model-name" = "auto";
     /// The device to run on; auto takes the best that is there.
     backend: Backend, "backend" = "auto";
+    /// How many copies of the model serve side by side, each on an equal part of the device and with a KV cache of its own.
+    replicas: NonZeroU32, "replicas" = "1";
+    /// Where the neuron backend finds what appliance prepare compiled: a directory. Only that backend needs it.
+    artifacts: Option<PathBuf>, "artifacts" = "auto";
     /// The number format of the weights; auto is what suits the device. fp8 and int8 need a device that has them.
     dtype: Precision, "dtype" = "auto";
     /// The most tokens of a sequence, prompt and output together; auto is the model's own limit.

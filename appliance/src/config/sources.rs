@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::raw::{ConfigError, Origin, Raw};
-use super::resolved::{PREFIX, SETTINGS, Setting};
+use super::resolved::{PREFIX, Resolved, SETTINGS, Setting};
 use crate::hub::Hub;
 
 /// The configuration file that is read if it exists and no other is named.
@@ -217,26 +217,69 @@ impl clap::Args for Flags {
     }
 }
 
-/// The flags of verbs that fetch a model and do not serve it: where from, and where to.
-#[derive(Clone, Default, Debug)]
-pub struct HubFlags {
-    layer: Layer,
+/// The flags of a verb that takes some of the settings.
+macro_rules! flags {
+    ($(#[$doc:meta])* $name:ident: $($setting:literal),+) => {
+        $(#[$doc])*
+        #[derive(Clone, Default, Debug)]
+        pub struct $name {
+            layer: Layer,
+        }
+
+        impl $name {
+            fn settings() -> impl Iterator<Item = &'static Setting> {
+                [$($setting),+].into_iter().filter_map(named)
+            }
+
+            /// All settings: these flags over the process's environment over the configuration file.
+            fn resolve(&self) -> Result<Raw, ConfigError> {
+                let flags = Flags {
+                    layer: self.layer.clone(),
+                    ..Flags::default()
+                };
+                flags.resolve()
+            }
+        }
+
+        impl FromArgMatches for $name {
+            fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+                let layer = Layer::flags(matches, Self::settings());
+                Ok(Self { layer })
+            }
+
+            fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+                *self = Self::from_arg_matches(matches)?;
+                Ok(())
+            }
+        }
+
+        impl clap::Args for $name {
+            fn augment_args(command: Command) -> Command {
+                command.args(Self::settings().map(flag))
+            }
+
+            fn augment_args_for_update(command: Command) -> Command {
+                Self::augment_args(command)
+            }
+        }
+    };
+}
+
+flags! {
+    /// The flags of verbs that fetch a model and do not serve it: where from, and where to.
+    HubFlags: "cache-dir", "hub-endpoint", "hub-token"
+}
+
+flags! {
+    /// The flags of verbs that get ready to serve a model: what it is and how it will be served.
+    LoadFlags: "model", "backend", "artifacts", "dtype", "max-context", "max-running",
+        "step-tokens", "kv-tokens", "cache-dir", "hub-endpoint", "hub-token"
 }
 
 impl HubFlags {
-    const NAMES: [&str; 3] = ["cache-dir", "hub-endpoint", "hub-token"];
-
-    fn settings() -> impl Iterator<Item = &'static Setting> {
-        Self::NAMES.iter().filter_map(|name| named(name))
-    }
-
     /// The hub that these flags, the environment and the configuration file name.
     pub fn hub(&self) -> Result<Hub, ConfigError> {
-        let flags = Flags {
-            layer: self.layer.clone(),
-            ..Flags::default()
-        };
-        let raw = flags.resolve()?;
+        let raw = self.resolve()?;
         Ok(Hub::new(
             raw.parse("hub-endpoint")?,
             raw.parse("hub-token")?,
@@ -245,25 +288,10 @@ impl HubFlags {
     }
 }
 
-impl FromArgMatches for HubFlags {
-    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
-        let layer = Layer::flags(matches, Self::settings());
-        Ok(Self { layer })
-    }
-
-    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
-        *self = Self::from_arg_matches(matches)?;
-        Ok(())
-    }
-}
-
-impl clap::Args for HubFlags {
-    fn augment_args(command: Command) -> Command {
-        command.args(Self::settings().map(flag))
-    }
-
-    fn augment_args_for_update(command: Command) -> Command {
-        Self::augment_args(command)
+impl LoadFlags {
+    /// All settings, as serve would have them.
+    pub fn resolved(&self) -> Result<Resolved, ConfigError> {
+        Resolved::parse(&self.resolve()?)
     }
 }
 
