@@ -222,3 +222,6 @@ impl Ideal {
         self.weights + self.kv
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,8 +4,9 @@
 //! - what only renames, repeats or numbers elements takes no memory, and neither does an
 //!   elementwise operation with one user: it is computed where it is used, tile by tile;
 //! - a scatter into an aliased parameter, or into a value that nobody else takes, is done in place;
-//! - every other value has a buffer from the instruction that gives it to the last that takes it,
-//!   instructions running in the order they are written;
+//! - instructions run in the order they are written, but what only reads parameters (a gather of
+//!   pages) runs when it is first needed;
+//! - every other value has a buffer from the instruction that gives it to the last that takes it;
 //! - a buffer is on chip as long as there is room for it when it is made, and in device memory
 //!   otherwise, written once and read by each of its users.
 
@@ -19,8 +20,10 @@ pub(crate) struct Flow {
     pub(crate) reads: Vec<Vec<(usize, u64)>>,
     /// For each instruction, how its value is held.
     pub(crate) held: Vec<Held>,
-    /// For each instruction that has a buffer, the last that reads it.
-    last: Vec<usize>,
+    /// Instructions in the order they run.
+    order: Vec<usize>,
+    /// For each instruction, the buffers that are read for the last time.
+    freed: Vec<Vec<usize>>,
     /// The largest sum of bytes of buffers at one time.
     pub(crate) peak: u64,
 }
@@ -46,16 +49,25 @@ impl Flow {
         let reads: Vec<_> = (0..held.len())
             .map(|place| reads(view, &held, place))
             .collect();
-        let mut last: Vec<usize> = (0..held.len()).collect();
-        for (place, read) in reads.iter().enumerate() {
-            for &(from, _) in read {
-                last[from] = last[from].max(place);
+        let order = order(&held, &reads);
+        let mut last = vec![None; held.len()];
+        for &place in &order {
+            last[place] = Some(place);
+            for &(from, _) in &reads[place] {
+                last[from] = Some(place);
+            }
+        }
+        let mut freed = vec![Vec::new(); held.len()];
+        for (buffer, last) in last.iter().enumerate() {
+            if let (Held::Buffer, Some(last)) = (held[buffer], *last) {
+                freed[last].push(buffer);
             }
         }
         let mut flow = Self {
             reads,
             held,
-            last,
+            order,
+            freed,
             peak: 0,
         };
         flow.peak = flow.peak(view);
@@ -64,16 +76,20 @@ impl Flow {
 
     /// The largest sum of buffers at one time. What the module gives lies in the caller's memory.
     fn peak(&self, view: &View<'_>) -> u64 {
+        let mut given = vec![false; self.held.len()];
+        for &output in &view.outputs {
+            given[output] = true;
+        }
+        let size = |place: usize| match (self.held[place], given[place]) {
+            (Held::Buffer, false) => view.bytes(place),
+            _ => 0,
+        };
         let (mut live, mut peak) = (0_u64, 0);
-        let mut freed = vec![0_u64; self.held.len()];
-        for place in 0..self.held.len() {
-            if self.held[place] == Held::Buffer && !view.outputs.contains(&place) {
-                let bytes = view.bytes(place);
-                live += bytes;
-                freed[self.last[place]] += bytes;
-            }
+        for &place in &self.order {
+            live = live.saturating_add(size(place));
             peak = peak.max(live);
-            live -= freed[place];
+            let freed: u64 = self.freed[place].iter().map(|&buffer| size(buffer)).sum();
+            live = live.saturating_sub(freed);
         }
         peak
     }
@@ -81,21 +97,42 @@ impl Flow {
     /// For each instruction, whether its buffer finds no room among `on_chip` bytes.
     pub(crate) fn spilled(&self, view: &View<'_>, on_chip: u64) -> Vec<bool> {
         let mut live = 0_u64;
-        let mut freed = vec![0_u64; self.held.len()];
         let mut spilled = vec![false; self.held.len()];
-        for place in 0..self.held.len() {
+        for &place in &self.order {
             if self.held[place] == Held::Buffer {
                 let bytes = view.bytes(place);
-                spilled[place] = live + bytes > on_chip;
+                spilled[place] = live.saturating_add(bytes) > on_chip;
                 if !spilled[place] {
                     live += bytes;
-                    freed[self.last[place]] += bytes;
                 }
             }
-            live -= freed[place];
+            let kept = self.freed[place].iter().filter(|&&buffer| !spilled[buffer]);
+            live -= kept.map(|&buffer| view.bytes(buffer)).sum::<u64>();
         }
         spilled
     }
+}
+
+/// As written, but what reads parameters only comes before the first that reads it.
+fn order(held: &[Held], reads: &[Vec<(usize, u64)>]) -> Vec<usize> {
+    let mut first = vec![usize::MAX; held.len()];
+    for (place, read) in reads.iter().enumerate() {
+        for &(from, _) in read {
+            first[from] = first[from].min(place);
+        }
+    }
+    let waits = |place: usize| {
+        let outside = |&(from, _): &(usize, u64)| held[from] == Held::Outside;
+        held[place] == Held::Buffer
+            && first[place] != usize::MAX
+            && reads[place].iter().all(outside)
+    };
+    let mut order: Vec<_> = (0..held.len()).collect();
+    order.sort_by_key(|&place| match waits(place) {
+        true => (first[place], false),
+        false => (place, true),
+    });
+    order
 }
 
 /// Whether an operation computes each element from the elements at the same place.

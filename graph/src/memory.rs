@@ -10,10 +10,10 @@ use std::fmt;
 use model::Decoder;
 
 use crate::bucket::{Bucket, Form, KvFormat, WeightFormat};
-use crate::cut::Cut;
 use crate::flow::{Flow, Held, is_elementwise};
 use crate::form::FormError;
 use crate::layout::{Content, Layout};
+use crate::lower::{LowerError, lower};
 use crate::proto::HloModule;
 use crate::target::Target;
 use crate::view::{Malformed, View};
@@ -191,6 +191,19 @@ impl Parts {
 }
 
 impl Memory {
+    /// Of a bundle of these buckets: each is lowered, and nothing compiled.
+    ///
+    /// # Errors
+    /// A form or bucket that cannot be lowered.
+    pub fn of(decoder: &Decoder, form: &Form, buckets: &[Bucket]) -> Result<Self, MemoryError> {
+        let footprint = |&bucket: &Bucket| {
+            let module = lower(decoder, form, bucket)?;
+            Ok((bucket, Footprint::of(&module.proto)?))
+        };
+        let footprints: Result<Vec<_>, MemoryError> = buckets.iter().map(footprint).collect();
+        Ok(Self::of_footprints(decoder, form, &footprints?)?)
+    }
+
     /// Of a bundle whose modules are lowered: the buckets, each with its module.
     ///
     /// # Errors
@@ -309,8 +322,6 @@ impl Memory {
     /// The same bundle in another form: weights and KV anew, and all else but the collectives'
     /// buffers as it is.
     fn changed(&self, form: &Form) -> Option<Parts> {
-        let cut = Cut::of(&self.decoder, form.ranks).ok()?;
-        debug_assert_eq!(cut.ranks, form.ranks);
         let tensors = tensors(&self.decoder, form, &[WHOLE]).ok()?;
         Some(Parts {
             weights: tensors.weights,
@@ -396,9 +407,12 @@ impl Room {
 /// Why the memory of a bundle is not known.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
-    /// It cannot be lowered.
+    /// There is no such form or bucket.
     #[error(transparent)]
     Form(#[from] FormError),
+    /// It cannot be lowered.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
     /// A module of it is broken.
     #[error(transparent)]
     Module(#[from] Malformed),

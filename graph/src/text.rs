@@ -268,7 +268,10 @@ fn calls(instruction: &HloInstruction, names: &Names<'_>, all: &mut Vec<String>)
     }
     if !instruction.custom_call_target.is_empty() {
         let target = quoted(instruction.custom_call_target.as_bytes());
-        all.push(format!("custom_call_target={target}"));
+        // Without it the parser takes another version for granted.
+        all.push(format!(
+            "custom_call_target={target}, api_version=API_VERSION_UNSPECIFIED"
+        ));
     }
     if !instruction.backend_config.is_empty() {
         let config = quoted(&instruction.backend_config);

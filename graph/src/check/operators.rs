@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use super::{Compile, Findings, Rule};
 use crate::proto::{HloComputation, HloInstruction, HloModule};
+use crate::target::Target;
 use crate::view::View;
 
 /// Operations that compile, in one of the public emitters or as the appendix of `neuron.md` has
 /// them.
-const KNOWN: [&str; 59] = [
+const KNOWN: [&str; 62] = [
     "abs",
     "add",
     "all-gather",
@@ -38,6 +39,7 @@ const KNOWN: [&str; 59] = [
     "gather",
     "get-tuple-element",
     "iota",
+    "is-finite",
     "log",
     "log-plus-one",
     "logistic",
@@ -61,6 +63,7 @@ const KNOWN: [&str; 59] = [
     "shift-left",
     "shift-right-arithmetic",
     "shift-right-logical",
+    "sign",
     "sine",
     "slice",
     "sqrt",
@@ -68,10 +71,8 @@ const KNOWN: [&str; 59] = [
     "tanh",
     "transpose",
     "tuple",
+    "xor",
 ];
-
-/// Operations that only stand in reducers or beside the others.
-const KNOWN_TOO: [&str; 3] = ["sign", "xor", "is-finite"];
 
 /// Custom calls that the compiler recognises (EHCA005, EVRF015); a `*` stands for any end.
 const CUSTOM_CALLS: [&str; 24] = [
@@ -157,7 +158,7 @@ fn operation(instruction: &HloInstruction, findings: &mut Findings) {
             Rule::DynamicShape,
             "no dynamic sizes: compile a module for each size",
         ),
-        _ if KNOWN.contains(&opcode) || KNOWN_TOO.contains(&opcode) => return,
+        _ if KNOWN.contains(&opcode) => return,
         _ => (
             Rule::Operation,
             "nobody has seen this operation compile: express it by others",
@@ -219,9 +220,8 @@ fn custom_call(view: &View<'_>, place: usize, compile: Compile, findings: &mut F
         Some(start) => target.starts_with(start),
         None => target == *known,
     };
-    let mx =
-        !compile.target.facts().fp8_flag && CUSTOM_CALLS_TRN3.iter().any(named_exactly(target));
-    if !CUSTOM_CALLS.iter().any(|known| named(known)) && !mx {
+    let mx = compile.target >= Target::Trn3 && CUSTOM_CALLS_TRN3.contains(&target);
+    if !CUSTOM_CALLS.iter().any(named) && !mx {
         let what = format!("the compiler knows no custom call {target:?} for this target");
         findings.add(Rule::CustomCall, &instruction.name, what);
     }
@@ -230,11 +230,6 @@ fn custom_call(view: &View<'_>, place: usize, compile: Compile, findings: &mut F
     {
         findings.add(Rule::TopK, &instruction.name, what);
     }
-}
-
-/// Whether a known name is this one.
-fn named_exactly(target: &str) -> impl Fn(&&str) -> bool {
-    move |known| *known == target
 }
 
 /// A top-K of floats, along the last dimension, of 8 to 16384 columns, a multiple of 8.
