@@ -87,7 +87,7 @@ impl Settings {
 
     fn wanted(
         &self,
-        now: impl Fn(&str) -> Option<OsString>,
+        now: impl Fn(&'static str) -> Option<OsString>,
     ) -> Vec<(&'static str, OsString)> {
         let last = self.cores.end.saturating_sub(1).max(self.cores.start);
         let mut wanted = vec![
