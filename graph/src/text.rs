@@ -268,10 +268,8 @@ fn calls(instruction: &HloInstruction, names: &Names<'_>, all: &mut Vec<String>)
     }
     if !instruction.custom_call_target.is_empty() {
         let target = quoted(instruction.custom_call_target.as_bytes());
-        // Without it the parser takes another version for granted.
-        all.push(format!(
-            "custom_call_target={target}, api_version=API_VERSION_UNSPECIFIED"
-        ));
+        // The version of its interface, which ours leave out, has no word that the parser takes.
+        all.push(format!("custom_call_target={target}"));
     }
     if !instruction.backend_config.is_empty() {
         let config = quoted(&instruction.backend_config);

@@ -150,7 +150,7 @@ fn attributes_are_those_of_the_operation() {
             it.backend_config = b"a\"b\\\n".to_vec();
         },
         "custom-call(%x), custom_call_target=\"AwsNeuronTopK\", \
-         api_version=API_VERSION_UNSPECIFIED, backend_config=\"a\\\"b\\\\\\012\"",
+         backend_config=\"a\\\"b\\\\\\012\"",
     );
 }
 
