@@ -1,11 +1,15 @@
 //! What the modules of two models of eight billion weights cost, from the modules themselves: bytes
 //! that a decode step moves beside the least it must, and operations and workspace of a prefill of
 //! 8192 tokens. How bytes are counted is said in `graph::Cost`; nothing is measured.
+//!
+//! `cargo bench -p graph --bench bytes -- 8` lowers with attention in tiles of at most 8 MiB instead
+//! of the usual ones.
 
 use std::error::Error;
 
 use graph::{
-    Activations, Bucket, Cost, Form, Head, Ideal, KvFormat, Target, WeightFormat, check, lower,
+    Activations, Bucket, Cost, Form, Head, Ideal, KvFormat, Target, Tiles, WeightFormat, check,
+    lower_in_tiles,
 };
 use model::Decoder;
 
@@ -46,8 +50,21 @@ fn form(context: u32, rows: u32) -> Form {
     }
 }
 
+/// The usual tiles, or those of as many MiB as the command line says.
+fn tiles() -> Tiles {
+    let usual = Tiles::default();
+    let asked = std::env::args().find_map(|word| word.parse::<u64>().ok());
+    Tiles {
+        bytes: asked.map_or(usual.bytes, |mib| mib << 20),
+        ..usual
+    }
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
-    println!("one rank of {RANKS} on {TARGET}, BF16, pages of {PAGE_TOKENS} positions\n");
+    println!(
+        "one rank of {RANKS} on {TARGET}, BF16, pages of {PAGE_TOKENS} positions, tiles of {} MiB\n",
+        tiles().bytes >> 20
+    );
     println!("decode: MB that a step moves, and the least it must (weights + KV)");
     println!(
         "{:<12}{:>6}{:>9}{:>10}{:>9}{:>9}{:>10}{:>10}{:>8}",
@@ -89,7 +106,7 @@ fn decode(name: &str, decoder: &Decoder, rows: u32, context: u32) -> Result<f64,
         pages: context.div_ceil(PAGE_TOKENS),
         head: Head::Last,
     };
-    let module = lower(decoder, &form, bucket)?;
+    let module = lower_in_tiles(decoder, &form, bucket, &tiles())?;
     let cost = Cost::of(&module.proto, TARGET)?;
     let ideal = Ideal::of(decoder, &form, rows, context)?;
     let part = cost.bytes() as f64 / ideal.bytes() as f64;
@@ -120,7 +137,7 @@ fn prefill(name: &str, decoder: &Decoder) -> Result<(), Box<dyn Error>> {
             pages: before / PAGE_TOKENS,
             head: Head::Last,
         };
-        let module = lower(decoder, &form, bucket)?;
+        let module = lower_in_tiles(decoder, &form, bucket, &tiles())?;
         let cost = Cost::of(&module.proto, TARGET)?;
         line(name, &before.to_string(), &cost);
         sum.weights += cost.weights;

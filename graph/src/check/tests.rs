@@ -772,3 +772,45 @@ fn foreign_bytes_are_refused_and_never_a_panic() {
     }
     assert!(check(&module, Target::Trn2).is_err());
 }
+
+#[test]
+fn what_the_lowering_makes_passes_for_every_target() {
+    use crate::bucket::{Activations, Bucket, Form, Head, KvFormat, WeightFormat};
+
+    let decoder = crate::form::tests::decoder(8, 2);
+    let step = |rows, tokens, pages, head| Bucket::Step {
+        rows,
+        tokens,
+        pages,
+        head,
+    };
+    let buckets = [
+        step(4, 1, 8, Head::Last),
+        step(1, 48, 3, Head::Last),
+        step(2, 16, 0, Head::Each),
+        step(1, 16, 3, Head::Embedding),
+        Bucket::Copy { pairs: 3 },
+    ];
+    for target in Target::ALL {
+        for (weights, kv, activations) in [
+            (WeightFormat::Bf16, KvFormat::Bf16, Activations::Bf16),
+            (WeightFormat::Fp8, KvFormat::Fp8, Activations::Bf16),
+            (WeightFormat::Int8, KvFormat::F32, Activations::F32),
+        ] {
+            for ranks in [1, 4] {
+                let form = Form {
+                    ranks,
+                    weights,
+                    kv,
+                    activations,
+                    fp8_max: target.facts().fp8_max,
+                    ..crate::form::tests::form()
+                };
+                for bucket in buckets {
+                    let module = crate::lower::lower(&decoder, &form, bucket).unwrap();
+                    assert_eq!(check(&module.proto, target), Ok(()), "{bucket:?}");
+                }
+            }
+        }
+    }
+}
