@@ -9,6 +9,8 @@ pub mod plan;
 mod prepare;
 #[doc(hidden)]
 pub mod ranks;
+#[doc(hidden)]
+pub mod weights;
 
 pub use graph::{Activations, Bucket, KvFormat, LowerError, Target, WeightFormat, lower, text};
 pub use prepare::{Event, Figures, PrepareError, Request, Summary, prepare, survey};

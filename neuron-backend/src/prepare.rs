@@ -70,7 +70,12 @@ pub enum Event<'a> {
         compiled: &'a Compiled,
     },
     /// A module is not compiled; the others go on.
-    Failed(&'a CompileError),
+    Failed {
+        /// Which.
+        module: &'a str,
+        /// Why not.
+        error: &'a CompileError,
+    },
 }
 
 /// Why a model was not prepared.
@@ -193,6 +198,15 @@ pub fn prepare(
         command: request.command.clone(),
     };
     Ok(request.store.publish(&manifest)?)
+}
+
+/// What [`prepare`] would make: the plan, its modules, and what a rank needs to run them.
+///
+/// # Errors
+/// What cannot be, and what does not fit.
+pub fn survey(decoder: &Decoder, wish: &Wish) -> Result<Summary, PrepareError> {
+    let (plan, lowered) = lower(decoder, wish)?;
+    summary(decoder, &plan, &lowered)
 }
 
 /// The plan and its modules. The KV cache is made smaller if what the modules need leaves too
@@ -357,7 +371,10 @@ impl Kitchen<'_> {
             match news {
                 News::Started => tell(Event::Started(module)),
                 News::Again { why } => tell(Event::Again { module, why }),
-                News::Failed(error) => tell(Event::Failed(&error)),
+                News::Failed(error) => {
+                    let error = &error;
+                    tell(Event::Failed { module, error });
+                }
                 News::Done(product) => match self.keep(recipe, &product) {
                     Ok(compiled) => tell(Event::Compiled {
                         module,
@@ -427,3 +444,6 @@ impl fmt::Display for Summary {
         write!(f, "\n{}", self.memory)
     }
 }
+
+#[cfg(test)]
+mod tests;
