@@ -228,7 +228,10 @@ impl Group {
 
 /// Values made once for a key and shared as long as somebody has them.
 #[derive(Debug)]
-pub(crate) struct Shared<T>(Mutex<HashMap<([u8; 32], u32), Weak<T>>>);
+pub(crate) struct Shared<T>(Mutex<HashMap<Owner, Weak<T>>>);
+
+/// The hash of a NEFF, and how many ranks run it.
+type Owner = ([u8; 32], u32);
 
 impl<T> Default for Shared<T> {
     fn default() -> Self {
@@ -240,7 +243,7 @@ impl<T> Shared<T> {
     /// The value of a key, made if nobody has it.
     pub(crate) fn get(
         &self,
-        key: ([u8; 32], u32),
+        key: Owner,
         make: impl FnOnce() -> Result<T, Failure>,
     ) -> Result<Arc<T>, Failure> {
         let mut values = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,7 @@
 //! The shared library through the dynamic loader, as the appliance opens it. The environment is a
 //! process', so each case runs in a process of its own: the test starts this binary again.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(unsafe_code, reason = "calls C")]
 
 use std::ffi::{CStr, c_void};
