@@ -40,6 +40,7 @@ impl Narrow {
     }
 
     /// The scale of a channel whose largest magnitude is this. Not a number if that is not one.
+    #[inline]
     pub fn scale(self, largest: f32) -> f32 {
         let scale = match self {
             Self::Fp8 { max } => largest / max,
@@ -54,6 +55,7 @@ impl Narrow {
     }
 
     /// The code of a weight in a channel with this scale.
+    #[inline]
     pub fn code(self, weight: f32, scale: f32) -> u8 {
         let number = weight / scale;
         match self {
@@ -72,6 +74,7 @@ impl Narrow {
 }
 
 /// The largest magnitude of `numbers`, 0 for none; not a number if one is not.
+#[inline]
 pub fn largest(numbers: impl IntoIterator<Item = f32>) -> f32 {
     // As integers, magnitudes are in order, and what is not a number is above all.
     let magnitudes = numbers.into_iter().map(|number| number.abs().to_bits());
@@ -80,6 +83,7 @@ pub fn largest(numbers: impl IntoIterator<Item = f32>) -> f32 {
 
 /// The E4M3 code nearest to `number`, ties to even, clamped to `max` (240 or 448). What is not a
 /// number stays so.
+#[inline]
 pub fn e4m3(number: f32, max: f32) -> u8 {
     /// Bits of F32's mantissa that E4M3 does not have.
     const DROPPED: u32 = 20;
@@ -114,6 +118,7 @@ pub fn from_e4m3(code: u8) -> f32 {
 }
 
 /// The nearest whole number from -127 to 127, ties to even. What is not a number becomes 0.
+#[inline]
 fn int8(number: f32) -> i8 {
     let whole = number.round_ties_even().clamp(-INT8_MAX, INT8_MAX);
     #[expect(clippy::cast_possible_truncation, reason = "it was clamped")]
