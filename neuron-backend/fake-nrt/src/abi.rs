@@ -781,3 +781,56 @@ pub(crate) unsafe extern "C" fn nrt_get_vnc_memory_stats(
         unsafe { put(stats_size_out, size_of::<nrt_vnc_memory_stats_t>()) }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Compiles only if each function has the type that the appliance calls it by.
+    fn hold_to_declarations(nrt: &mut sys::Nrt) {
+        nrt.nrt_init = Ok(nrt_init);
+        nrt.nrt_close = Ok(nrt_close);
+        nrt.nrt_get_version = Ok(nrt_get_version);
+        nrt.nrt_get_status_as_str = Ok(nrt_get_status_as_str);
+        nrt.nrt_get_instance_info = Ok(nrt_get_instance_info);
+        nrt.nrt_get_total_vnc_count = Ok(nrt_get_total_vnc_count);
+        nrt.nrt_get_visible_vnc_count = Ok(nrt_get_visible_vnc_count);
+        nrt.nrt_get_total_nc_count = Ok(nrt_get_total_nc_count);
+        nrt.nrt_get_visible_nc_count = Ok(nrt_get_visible_nc_count);
+        nrt.nrt_load = Ok(nrt_load);
+        nrt.nrt_load_collectives = Ok(nrt_load_collectives);
+        nrt.nrt_unload = Ok(nrt_unload);
+        nrt.nrt_get_model_info = Ok(nrt_get_model_info);
+        nrt.nrt_get_model_tensor_info = Ok(nrt_get_model_tensor_info);
+        nrt.nrt_free_model_tensor_info = Ok(nrt_free_model_tensor_info);
+        nrt.nrt_allocate_tensor_set = Ok(nrt_allocate_tensor_set);
+        nrt.nrt_destroy_tensor_set = Ok(nrt_destroy_tensor_set);
+        nrt.nrt_add_tensor_to_tensor_set = Ok(nrt_add_tensor_to_tensor_set);
+        nrt.nrt_get_tensor_from_tensor_set = Ok(nrt_get_tensor_from_tensor_set);
+        nrt.nrt_execute = Ok(nrt_execute);
+        nrt.nrt_tensor_allocate = Ok(nrt_tensor_allocate);
+        nrt.nrt_tensor_allocate_slice = Ok(nrt_tensor_allocate_slice);
+        nrt.nrt_tensor_free = Ok(nrt_tensor_free);
+        nrt.nrt_tensor_read = Ok(nrt_tensor_read);
+        nrt.nrt_tensor_write = Ok(nrt_tensor_write);
+        nrt.nrt_tensor_copy = Ok(nrt_tensor_copy);
+        nrt.nrt_tensor_memset = Ok(nrt_tensor_memset);
+        nrt.nrt_tensor_get_size = Ok(nrt_tensor_get_size);
+        nrt.nrt_tensor_get_device_allocation_info = Ok(nrt_tensor_get_device_allocation_info);
+        nrt.nrt_get_vnc_memory_stats = Ok(nrt_get_vnc_memory_stats);
+    }
+
+    #[test]
+    fn functions_have_the_declared_types() {
+        let _: fn(&mut sys::Nrt) = hold_to_declarations;
+    }
+
+    #[test]
+    fn fields_end_with_a_zero() {
+        let name: [c_char; 4] = field("abcdef");
+        assert_eq!(
+            name.map(|letter| u8::from_ne_bytes([letter.to_ne_bytes()[0]])),
+            *b"abc\0"
+        );
+    }
+}

@@ -328,11 +328,17 @@ impl Runtime {
         self.check_root(ranks)
     }
 
+    /// Refuses ranks that have no address to meet at.
     fn check_root(&self, ranks: u32) -> Result<(), Failure> {
-        if ranks > 1 && self.settings.root.is_none() {
+        let root = self.settings.root.as_deref().unwrap_or_default();
+        let port = root
+            .split_once(':')
+            .and_then(|(_, port)| port.parse::<u16>().ok());
+        if ranks > 1 && port.is_none() {
             return Err(refuse!(
                 INVALID,
-                "collectives need NEURON_RT_ROOT_COMM_ID before nrt_init, such as 127.0.0.1:61239"
+                "collectives need NEURON_RT_ROOT_COMM_ID before nrt_init, such as 127.0.0.1:61239; \
+                 it is {root:?}"
             ));
         }
         Ok(())

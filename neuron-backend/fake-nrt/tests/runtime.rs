@@ -262,6 +262,11 @@ fn collectives_need_an_address_to_meet_at() {
     );
     assert_status(runtime.check_communicator(0, 0, 2), Status::INVALID);
     runtime.check_communicator(0, 0, 1).unwrap();
+    let without_port = fixture(&[("NEURON_RT_ROOT_COMM_ID", "127.0.0.1")]);
+    assert_status(
+        without_port.runtime.check_communicator(0, 0, 2),
+        Status::INVALID,
+    );
 }
 
 #[test]
@@ -476,6 +481,18 @@ fn races_may_be_allowed_and_then_the_execution_wins() {
         bound.write([5.0; 4]);
         bound.runtime.write(bound.sum, 0, &bytes([5.0; 4])).unwrap();
         assert_eq!(bound.read(bound.sum), [5.0; 4]);
+    });
+}
+
+#[test]
+fn the_faults_may_let_single_writes_race() {
+    let faults = tempfile::NamedTempFile::new().unwrap();
+    let path = faults.path().to_str().unwrap();
+    std::fs::write(path, "write unordered tensor=x").unwrap();
+    while_it_runs(&[("FAKE_NRT_FAULTS", path)], |bound| {
+        bound.write([5.0; 4]);
+        let sum = bound.runtime.write(bound.sum, 0, &[1]);
+        assert_misuse(sum, "while an execution");
     });
 }
 
@@ -753,4 +770,25 @@ fn ranks_really_reduce() {
         vec![Ok(())]
     });
     assert_eq!(results.map(|rank| rank.len()), [1, 1]);
+}
+
+#[test]
+fn a_whole_machine_reduces() {
+    let Some(Fixture { runtime, .. }) = &real(&[("FAKE_NRT_INSTANCE", "trn1.32xlarge")]) else {
+        return;
+    };
+    let neff = Neff::write(&sample::counter("c", 32), &sample::info("trn1", 1, 32)).unwrap();
+    std::thread::scope(|scope| {
+        for rank in 0..32_u8 {
+            let neff = &neff;
+            scope.spawn(move || {
+                let target = as_rank(rank.into(), rank.into(), 32);
+                let bound = Bound::new(runtime, neff, target);
+                bound.write([rank.into(), 1.0, 0.0, 0.0]);
+                bound.execute().unwrap();
+                assert_eq!(bound.read(bound.sum), [496.0, 32.0, 0.0, 0.0]);
+                assert_eq!(bound.read(bound.state), [rank.into(), 1.0, 0.0, 0.0]);
+            });
+        }
+    });
 }
