@@ -10,6 +10,7 @@
 //! whoever waits says how long. A call of the runtime that hangs cannot be cancelled, though:
 //! after [`Hung`] the process is to be ended.
 
+mod mailbox;
 mod places;
 
 use std::any::Any;
@@ -17,12 +18,12 @@ use std::fmt;
 use std::num::NonZero;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use std::{hint, io};
 
+use mailbox::Mailbox;
 pub use places::Places;
 
 /// How long a rank looks for the next job, and whoever waits for the answers, before they sleep.
@@ -85,7 +86,7 @@ fn listed(ranks: &[usize]) -> String {
 /// Threads that each keep a rank's state and run each job once. Dropping them lets them finish what
 /// was begun, drop their states and end; after [`Hung`] they are left to themselves.
 pub struct Ranks<S> {
-    jobs: Vec<Sender<Handed<S>>>,
+    jobs: Vec<Arc<Mailbox<Handed<S>>>>,
     threads: Vec<JoinHandle<()>>,
     hung: Arc<AtomicBool>,
     spin: Duration,
@@ -113,7 +114,8 @@ impl<S: 'static> Ranks<S> {
         };
         let make = Arc::new(make);
         for rank in 0..count {
-            let (sender, jobs) = channel();
+            let jobs = Arc::new(Mailbox::new());
+            ranks.jobs.push(Arc::clone(&jobs));
             let (make, spin) = (Arc::clone(&make), ranks.spin);
             let place = places.of(rank);
             let thread = thread::Builder::new()
@@ -122,14 +124,13 @@ impl<S: 'static> Ranks<S> {
                     if let Some(place) = place {
                         place.take(rank);
                     }
-                    serve(rank, &*make, &jobs, spin);
+                    serve(rank, &*make, &Reading(&jobs), spin);
                 })
                 .map_err(|source| StartError {
                     rank,
                     ranks: count,
                     source,
                 })?;
-            ranks.jobs.push(sender);
             ranks.threads.push(thread);
         }
         Ok(ranks)
@@ -151,8 +152,7 @@ impl<S: 'static> Ranks<S> {
             answers: Arc::clone(&answers),
         });
         for (rank, jobs) in self.jobs.iter().enumerate() {
-            // Where nobody receives it, it is dropped, and that answers it.
-            let _ = jobs.send(Handed::new(rank, &job));
+            jobs.put(Handed::new(rank, &job));
         }
         Flight {
             answers,
@@ -173,7 +173,9 @@ impl<S: 'static> Ranks<S> {
 
 impl<S> Drop for Ranks<S> {
     fn drop(&mut self) {
-        self.jobs.clear();
+        for jobs in &self.jobs {
+            jobs.close();
+        }
         if self.hung.load(Ordering::Acquire) {
             return;
         }
@@ -438,36 +440,30 @@ fn panicked(rank: usize, panic: &(dyn Any + Send)) -> Lost {
     }
 }
 
+/// A rank that reads its jobs. However it ends, nobody waits for it afterwards.
+struct Reading<'a, S>(&'a Mailbox<Handed<S>>);
+
+impl<S> Drop for Reading<'_, S> {
+    fn drop(&mut self) {
+        self.0.abandon();
+    }
+}
+
 /// A rank's life: it makes its state, runs jobs until there are no more, and drops its state.
-fn serve<S>(rank: usize, make: &dyn Fn(usize) -> S, jobs: &Receiver<Handed<S>>, spin: Duration) {
+fn serve<S>(rank: usize, make: &dyn Fn(usize) -> S, jobs: &Reading<'_, S>, spin: Duration) {
     let made = catch_unwind(AssertUnwindSafe(|| make(rank)));
     // A state that saw a panic is not used again, but kept: nobody asked for its end.
     let (mut state, mut lost) = match made {
         Ok(state) => (Some(state), None),
         Err(panic) => (None, Some(panicked(rank, &*panic))),
     };
-    while let Some(job) = next(jobs, spin) {
+    while let Some(job) = jobs.0.next(spin) {
         match (&mut state, &lost) {
             (Some(state), None) => lost = job.run(state).err(),
             (_, Some(lost)) => job.refuse(lost.clone()),
             (None, None) => drop(job),
         }
     }
-}
-
-/// The next job; `None` when there will be no more.
-fn next<S>(jobs: &Receiver<Handed<S>>, spin: Duration) -> Option<Handed<S>> {
-    let start = Instant::now();
-    while start.elapsed() < spin {
-        for _ in 0..64 {
-            match jobs.try_recv() {
-                Ok(job) => return Some(job),
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => hint::spin_loop(),
-            }
-        }
-    }
-    jobs.recv().ok()
 }
 
 #[cfg(test)]
