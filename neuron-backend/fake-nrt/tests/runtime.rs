@@ -596,7 +596,7 @@ fn ranks_wait_for_each_other() {
 
 #[test]
 fn whoever_waits_for_ranks_in_vain_times_out() {
-    let Fixture { runtime, .. } = &fixture(&[("FAKE_NRT_TIMEOUT", "0.2")]);
+    let Fixture { runtime, .. } = &fixture(&[("FAKE_NRT_TIMEOUT", "1")]);
     assert_status(
         runtime.load(&neff("c", 2), as_rank(0, 0, 2)),
         Status::TIMEOUT,
@@ -652,7 +652,7 @@ fn a_fault_of_one_rank_leaves_the_other_waiting() {
     let path = faults.path().to_str().unwrap();
     std::fs::write(path, "execute status=1200 rank=1 at=2").unwrap();
     let Fixture { runtime, .. } =
-        &fixture(&[("FAKE_NRT_FAULTS", path), ("FAKE_NRT_TIMEOUT", "0.3")]);
+        &fixture(&[("FAKE_NRT_FAULTS", path), ("FAKE_NRT_TIMEOUT", "1")]);
     let [one, two] = pair(runtime, |_, bound| vec![bound.execute(), bound.execute()]);
     assert_eq!((&one[0], &two[0]), (&Ok(()), &Ok(())));
     assert_status(one[1].clone(), Status::TIMEOUT);
