@@ -651,8 +651,7 @@ fn a_fault_of_one_rank_leaves_the_other_waiting() {
     let faults = tempfile::NamedTempFile::new().unwrap();
     let path = faults.path().to_str().unwrap();
     std::fs::write(path, "execute status=1200 rank=1 at=2").unwrap();
-    let Fixture { runtime, .. } =
-        &fixture(&[("FAKE_NRT_FAULTS", path), ("FAKE_NRT_TIMEOUT", "1")]);
+    let Fixture { runtime, .. } = &fixture(&[("FAKE_NRT_FAULTS", path), ("FAKE_NRT_TIMEOUT", "1")]);
     let [one, two] = pair(runtime, |_, bound| vec![bound.execute(), bound.execute()]);
     assert_eq!((&one[0], &two[0]), (&Ok(()), &Ok(())));
     assert_status(one[1].clone(), Status::TIMEOUT);
