@@ -249,7 +249,8 @@ pub(crate) mod tests {
     #[test]
     fn a_form_that_cannot_be_is_refused_by_the_number_that_is_wrong() {
         let decoder = decoder(4, 2);
-        let wrong: [(fn(&mut Form), &str); 7] = [
+        type Change = fn(&mut Form);
+        let wrong: [(Change, &str); 7] = [
             (|form| form.page_tokens = 24, "power of two"),
             (|form| form.page_tokens = 1, "power of two"),
             (|form| form.pages = 1, "null page"),

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use graph::{Bucket, Content, Form, Head, Ints, Layout, Module, Tiles};
+use graph::{Bucket, Content, Form, Head, Ints, Layout, Module, Tiles, WeightFormat};
 use model::{Decoder, Weights};
 use pjrt::{Buffer, Client, CompileOptions, Element, Executable, Plugin, Value};
 
@@ -91,14 +91,31 @@ pub(crate) struct Device {
 
 impl Device {
     /// Puts the model in `path` on `form.ranks` devices.
-    pub(crate) fn open(path: &Path, form: Form) -> Option<Self> {
-        let client = client()?;
+    pub(crate) fn open(path: &Path, form: &Form) -> Option<Self> {
+        Self::rounded(path, form, None)
+    }
+
+    /// The same with matrices as they would be in another format, exactly.
+    pub(crate) fn rounded(path: &Path, form: &Form, format: Option<WeightFormat>) -> Option<Self> {
+        client()?;
         let decoder = Decoder::open(path).expect("a configuration");
         let weights = Weights::open(path, &decoder).expect("a checkpoint");
+        let constant = |rank: u32, port: &graph::Port| {
+            upload::bytes(&decoder, form, &weights, rank, port.content, format)
+        };
+        Self::new(&decoder, form, &constant)
+    }
+
+    /// The same, for what `constant` says that a rank's inputs hold that are written once.
+    pub(crate) fn new(
+        decoder: &Decoder,
+        form: &Form,
+        constant: &dyn Fn(u32, &graph::Port) -> Vec<u8>,
+    ) -> Option<Self> {
         let mut device = Self {
-            client,
-            decoder,
-            form,
+            client: client()?,
+            decoder: decoder.clone(),
+            form: form.clone(),
             tiles: Tiles::default(),
             programs: HashMap::new(),
             constants: Vec::new(),
@@ -112,28 +129,25 @@ impl Device {
         };
         let layout = device.lower(bucket).layout;
         for rank in 0..device.form.ranks {
-            device.upload(&weights, &layout, rank);
+            let mut constants = HashMap::new();
+            let mut caches = Vec::new();
+            for port in &layout.inputs {
+                match port.content {
+                    Content::Ints | Content::Masks => {}
+                    Content::Keys(_) | Content::Values(_) => {
+                        let zeros = vec![0; size(port.bytes())];
+                        caches.push(device.buffer(rank, port, &zeros));
+                    }
+                    content => {
+                        let buffer = device.buffer(rank, port, &constant(rank, port));
+                        constants.insert(content, buffer);
+                    }
+                }
+            }
+            device.constants.push(constants);
+            device.caches.push(caches);
         }
         Some(device)
-    }
-
-    fn upload(&mut self, weights: &Weights, layout: &Layout, rank: u32) {
-        let mut constants = HashMap::new();
-        let mut caches = Vec::new();
-        for port in &layout.inputs {
-            let bytes = match port.content {
-                Content::Ints | Content::Masks => continue,
-                Content::Keys(_) | Content::Values(_) => vec![0; size(port.bytes())],
-                content => upload::bytes(&self.decoder, &self.form, weights, rank, content),
-            };
-            let buffer = self.buffer(rank, port, &bytes);
-            match port.content {
-                Content::Keys(_) | Content::Values(_) => caches.push(buffer),
-                content => drop(constants.insert(content, buffer)),
-            }
-        }
-        self.constants.push(constants);
-        self.caches.push(caches);
     }
 
     fn buffer(&self, rank: u32, port: &graph::Port, bytes: &[u8]) -> Buffer {
@@ -187,9 +201,10 @@ impl Device {
         let results = program.execute(&arguments).expect("a run");
         let mut given = Vec::new();
         for (rank, mut outputs) in results.into_iter().enumerate() {
-            let first_cache = layout.aliases[0].output;
+            let caches = layout.aliases.len();
+            let first_cache = outputs.len() - caches;
             self.caches[rank] = outputs.split_off(first_cache);
-            let port = layout.outputs.iter().take(first_cache).next();
+            let port = layout.outputs[..first_cache].first();
             given.push(match port {
                 Some(port) => floats(&outputs[0], port),
                 None => Vec::new(),
@@ -300,10 +315,10 @@ impl Device {
     /// The integers and the masks of a step.
     fn packed(&self, bucket: Bucket, rows: &[Row<'_>]) -> (Vec<i32>, Vec<u32>) {
         let Bucket::Step {
-            rows: room,
             tokens,
             pages,
             head,
+            ..
         } = bucket
         else {
             panic!("a step");
@@ -338,7 +353,6 @@ impl Device {
                 ints[places.targets.start + at * each + place] = target.cast_signed();
             }
         }
-        let _ = room;
         (ints, self.packed_masks(bucket, rows, tokens))
     }
 

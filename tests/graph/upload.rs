@@ -1,5 +1,7 @@
 //! What a rank holds of a checkpoint, made in the plainest way.
 
+use std::path::Path;
+
 use graph::{Content, Cut, Form, LayerSlot, Slot, WeightFormat};
 use model::{Decoder, Dtype, LayerRole, Mlp, Role, Weights};
 
@@ -10,13 +12,15 @@ struct Matrix {
     numbers: Vec<f32>,
 }
 
-/// The bytes of an input that is written once.
+/// The bytes of an input that is written once. Where `rounded` names another format than the form
+/// has, matrices hold what they would be in that, exactly.
 pub(crate) fn bytes(
     decoder: &Decoder,
     form: &Form,
     weights: &Weights,
     rank: u32,
     content: Content,
+    rounded: Option<WeightFormat>,
 ) -> Vec<u8> {
     let cut = Cut::of(decoder, form.ranks).expect("a cut");
     let source = Source {
@@ -32,10 +36,13 @@ pub(crate) fn bytes(
         Content::Weight(Slot::Embedding) => bf16s(&source.embedding().numbers),
         Content::Weight(slot) => {
             let matrix = source.slot(slot);
-            match (is_matrix(slot), form.weights) {
-                (false, _) => f32s(&matrix.numbers),
-                (true, WeightFormat::Bf16) => bf16s(&matrix.numbers),
-                (true, format) => quantized(&matrix, format, form).0,
+            match (is_matrix(slot), form.weights, rounded) {
+                (false, ..) => f32s(&matrix.numbers),
+                (true, WeightFormat::Bf16, Some(format)) => {
+                    bf16s(&restored(&quantized(&matrix, format, form), format))
+                }
+                (true, WeightFormat::Bf16, None) => bf16s(&matrix.numbers),
+                (true, format, _) => quantized(&matrix, format, form).0,
             }
         }
         Content::Scale(slot) => f32s(&quantized(&source.slot(slot), form.weights, form).1),
@@ -215,25 +222,42 @@ fn beside(parts: &[Matrix]) -> Matrix {
     }
 }
 
-/// A byte for each number, and a scale for each column.
+/// A byte for each number, and a scale for each column: a power of two, so that what they stand for
+/// is a BF16 number, and not the same in each column, so that one column's scale does not do for
+/// another's.
 fn quantized(matrix: &Matrix, format: WeightFormat, form: &Form) -> (Vec<u8>, Vec<f32>) {
     #[expect(clippy::cast_precision_loss, reason = "it is 240 or 448")]
     let most = match format {
         WeightFormat::Fp8 => form.fp8_max as f32,
         _ => 127.0,
     };
-    let mut scales = vec![1e-5_f32; matrix.columns];
+    let mut greatest = vec![1e-5_f32; matrix.columns];
     for row in matrix.numbers.chunks(matrix.columns) {
-        for (scale, number) in scales.iter_mut().zip(row) {
-            *scale = scale.max(number.abs() / most);
+        for (greatest, number) in greatest.iter_mut().zip(row) {
+            *greatest = greatest.max(number.abs());
         }
     }
+    let scales = greatest.iter().zip([0.0, 1.0].into_iter().cycle());
+    let scales: Vec<_> = scales
+        .map(|(greatest, coarser)| ((greatest / most).log2().ceil() + coarser).exp2())
+        .collect();
     let scaled = matrix.numbers.iter().zip(scales.iter().cycle());
     let bytes = scaled.map(|(number, scale)| match format {
         WeightFormat::Fp8 => fp8(number / scale, most),
         _ => int8(number / scale),
     });
     (bytes.collect(), scales)
+}
+
+/// What bytes and scales stand for.
+fn restored((bytes, scales): &(Vec<u8>, Vec<f32>), format: WeightFormat) -> Vec<f32> {
+    let pairs = bytes.iter().zip(scales.iter().cycle());
+    let restored = pairs.map(|(byte, scale)| match format {
+        WeightFormat::Fp8 if *byte >= 0x80 => -value(byte & 0x7f) * scale,
+        WeightFormat::Fp8 => value(*byte) * scale,
+        _ => f32::from(byte.cast_signed()) * scale,
+    });
+    restored.collect()
 }
 
 #[expect(clippy::cast_possible_truncation, reason = "clamped")]
@@ -274,4 +298,24 @@ fn bf16s(numbers: &[f32]) -> Vec<u8> {
         [low, high]
     });
     halves.flatten().collect()
+}
+
+/// A hidden state times the head: the logits of all tokens.
+pub(crate) fn multiplied_by_head(path: &Path, state: &[f32]) -> Vec<f32> {
+    let decoder = Decoder::open(path).expect("a configuration");
+    let weights = Weights::open(path, &decoder).expect("a checkpoint");
+    let source = Source {
+        decoder: &decoder,
+        weights: &weights,
+        cut: Cut::of(&decoder, 1).expect("a cut"),
+        rank: 0,
+    };
+    let head = source.slot(Slot::Head);
+    let mut logits = vec![0.0; head.columns];
+    for (number, row) in state.iter().zip(head.numbers.chunks(head.columns)) {
+        for (logit, weight) in logits.iter_mut().zip(row) {
+            *logit += number * weight;
+        }
+    }
+    logits
 }

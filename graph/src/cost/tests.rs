@@ -205,8 +205,10 @@ fn a_prefill_multiplies_every_token_with_every_weight() {
         cost(&module.proto).flops
     };
     // Of a layer: query, key and value; output; gate and up; down.
-    let layer = 512 * (512 + 2 * 256) + 512 * 512 + 512 * 2048 + 1024 * 512;
-    let linear = 2 * 2 * layer * 256;
-    let attention = 2 * 2 * 2 * 8 * 64 * 256 * 256;
+    let input = 512 * (512 + 2 * 256);
+    let rest = 512 * 512 + 512 * 2048 + 1024 * 512;
+    // In the last layer, of two, only the last token goes on from keys and values.
+    let linear = 2 * ((input + rest) * 256 + input * 256 + rest);
+    let attention = 2 * 2 * 8 * 64 * 256 * (256 + 1);
     assert_eq!(flops(256), linear + attention);
 }

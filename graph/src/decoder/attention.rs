@@ -1,90 +1,35 @@
-//! Attention: to own tokens causally, to pages before them in segments.
+//! Attention of a layer: projections, the cache, the pages before.
 //!
 //! Shapes: `R` rows, `T` own tokens of each, `K` key heads of this rank, `G` query heads that share
 //! one, `D` dimensions of a head. Queries of a tile are `[R, K, M, D]`, `M` = its tokens x `G`, a
 //! token's heads side by side.
 
-use std::ops::Range;
-
 use crate::bucket::KvFormat;
-use crate::build::{Binary, Constant, Contraction, Direction, Reducer, Unary, Value};
-use crate::decoder::step::Rows;
-use crate::decoder::{Lowering, NEVER};
-use crate::element::Element;
+use crate::build::{Constant, Value};
+use crate::decoder::Lowering;
+use crate::decoder::span::pieces;
+use crate::decoder::step::{Asked, Rows};
 use crate::layout::{Content, LayerSlot, Slot};
 use crate::lower::LowerError;
 use crate::tiles::{Cutting, Extent};
 
-/// Queries `[R, K, M, D]` x keys `[R, S, K, D]` = scores `[R, K, M, S]`.
-const QUERIES_BY_KEYS: Contraction<'static> = Contraction {
-    batch: (&[0, 1], &[0, 2]),
-    over: (3, 3),
-};
-
-/// Weights `[R, K, M, S]` x values `[R, S, K, D]` = `[R, K, M, D]`.
-const WEIGHTS_BY_VALUES: Contraction<'static> = Contraction {
-    batch: (&[0, 1], &[0, 2]),
-    over: (3, 1),
-};
-
 /// Keys and values of some positions, `[R, S, K, D]` of what is multiplied.
 #[derive(Clone, Debug)]
-struct Segment {
-    keys: Value,
-    values: Value,
-}
-
-/// What some queries have attended to so far.
-#[derive(Clone, Debug)]
-struct Attended {
-    /// `[R, K, M]`: the greatest score.
-    max: Value,
-    /// `[R, K, M]`: the sum of exponentials, relative to it.
-    sum: Value,
-    /// `[R, K, M, D]`: values, weighed by them.
-    out: Value,
-}
-
-/// Consecutive own tokens of every row, and their queries.
-#[derive(Clone, Debug)]
-struct Tile {
-    tokens: Span,
-    queries: Value,
-}
-
-/// Which positions of a segment are seen.
-#[derive(Clone, Debug)]
-struct Mask {
-    truths: Value,
-    /// Which of `R`, `K`, tokens of the tile, `G`, positions of the segment its sizes are.
-    into: &'static [usize],
-}
-
-/// Consecutive tokens, pages or positions.
-#[derive(Clone, Copy, Debug)]
-struct Span {
-    first: u32,
-    count: u32,
-}
-
-impl Span {
-    fn end(self) -> u32 {
-        self.first + self.count
-    }
-
-    fn range(self) -> Range<u32> {
-        self.first..self.end()
-    }
+pub(super) struct Segment {
+    pub(super) keys: Value,
+    pub(super) values: Value,
 }
 
 impl Lowering<'_> {
     /// What attention of `layer` adds to the residual, given it normed, `[N, hidden]`; and the
-    /// layer's caches with the own keys and values in them.
+    /// layer's caches with the own keys and values in them. Where it is told which tokens something
+    /// is `asked` of, it gives what it adds to those, `[R, hidden]`.
     pub(super) fn attention(
         &mut self,
         layer: u32,
         x: &Value,
         rows: &Rows,
+        asked: Option<&Asked>,
     ) -> Result<(Value, Value, Value), LowerError> {
         let slot = |slot| Slot::Layer(layer, slot);
         let attention = &self.decoder.attention;
@@ -110,9 +55,15 @@ impl Lowering<'_> {
             keys: own_keys,
             values: own_values,
         };
-        let cutting = self.cutting(rows);
+        let cutting = self.cutting(rows, asked.map_or(rows.tokens, |_| 1));
         let before = self.before(&key_cache, &value_cache, rows, &cutting)?;
-        let attended = self.attend(&query, &own, &before, rows, &cutting)?;
+        let attended = match asked {
+            None => self.attend(&query, &own, &before, rows, &cutting)?,
+            Some(asked) => {
+                let query = self.picked(query, Some(asked))?;
+                self.attend_asked(&query, &own, &before, rows, asked)?
+            }
+        };
 
         let out = self.linear(&attended, slot(LayerSlot::Output))?;
         let out = self.bias(out, slot(LayerSlot::OutputBias), output_bias)?;
@@ -192,11 +143,12 @@ impl Lowering<'_> {
         Ok(self.builder.reshape(x, &dims)?)
     }
 
-    fn cutting(&self, rows: &Rows) -> Cutting {
+    /// How attention is cut where so many tokens of each row attend.
+    fn cutting(&self, rows: &Rows, tokens: u32) -> Cutting {
         let width = self.cut.kv_heads * self.decoder.attention.head_size;
         self.tiles.cut(&Extent {
             rows: rows.rows,
-            tokens: rows.tokens,
+            tokens,
             pages: rows.pages,
             page_tokens: self.form.page_tokens,
             heads: self.cut.heads,
@@ -238,262 +190,4 @@ impl Lowering<'_> {
             })
             .collect()
     }
-
-    /// What queries `[N, K * G * D]` attend to, in the same shape.
-    fn attend(
-        &mut self,
-        queries: &Value,
-        own: &Segment,
-        before: &[Segment],
-        rows: &Rows,
-        cutting: &Cutting,
-    ) -> Result<Value, LowerError> {
-        let queries = self.query_heads_apart(queries, rows)?;
-        let mut tiles = Vec::new();
-        for tokens in pieces(rows.tokens, cutting.queries) {
-            let tile = self.tile(&queries, tokens, rows)?;
-            let mut attended = self.attend_own(&tile, own, rows, cutting)?;
-            let mut first = 0;
-            for segment in before {
-                let mask = self.mask_before(&tile, segment, first, rows)?;
-                attended = self.absorb(Some(attended), &tile, segment, Some(&mask), rows)?;
-                first += segment.keys.dims()[1];
-            }
-            tiles.push(self.side_by_side(&attended, &tile, rows)?);
-        }
-        let tiles: Vec<_> = tiles.iter().collect();
-        let b = &mut self.builder;
-        let whole = b.concatenate(&tiles, 1)?;
-        let width = self.cut.heads * self.decoder.attention.head_size;
-        Ok(b.reshape(&whole, &[rows.rows * rows.tokens, width])?)
-    }
-
-    /// Queries as `[R, K, T, G, D]` of what is multiplied. They are scaled here, once, instead of
-    /// all their scores.
-    fn query_heads_apart(&mut self, queries: &Value, rows: &Rows) -> Result<Value, LowerError> {
-        let head_size = self.decoder.attention.head_size;
-        let group = self.cut.heads / self.cut.kv_heads;
-        let multiplied = self.multiplied();
-        let b = &mut self.builder;
-        #[expect(clippy::cast_precision_loss, reason = "a head has few dimensions")]
-        let scale = Constant::F32((head_size as f32).sqrt().recip());
-        let scaled = b.binary_scalar(Binary::Multiply, queries, scale)?;
-        let scaled = b.convert(&scaled, multiplied)?;
-        let dims = [rows.rows, rows.tokens, self.cut.kv_heads, group, head_size];
-        let apart = b.reshape(&scaled, &dims)?;
-        Ok(b.transpose(&apart, &[0, 2, 1, 3, 4])?)
-    }
-
-    /// The queries of `tokens`.
-    fn tile(&mut self, queries: &Value, tokens: Span, rows: &Rows) -> Result<Tile, LowerError> {
-        let [_, heads, tokens_of_tile, group, head_size] =
-            self.apart(rows, tokens.count, self.decoder.attention.head_size);
-        let b = &mut self.builder;
-        let queries = b.slice_in(queries, 2, tokens.range())?;
-        let dims = [rows.rows, heads, tokens_of_tile * group, head_size];
-        let queries = b.reshape(&queries, &dims)?;
-        Ok(Tile { tokens, queries })
-    }
-
-    /// What the tokens of a tile attend to among the own tokens of their rows: those before and
-    /// themselves. Segments of which they see nothing are left out.
-    fn attend_own(
-        &mut self,
-        tile: &Tile,
-        own: &Segment,
-        rows: &Rows,
-        cutting: &Cutting,
-    ) -> Result<Attended, LowerError> {
-        if rows.tokens == 1 {
-            return self.absorb(None, tile, own, None, rows);
-        }
-        // The last segment first: every token sees one of it, itself or one before.
-        let first = (tile.tokens.end() - 1) / cutting.positions * cutting.positions;
-        let last = Span {
-            first,
-            count: tile.tokens.end() - first,
-        };
-        let mut attended = self.absorb_own(None, tile, own, last, rows)?;
-        let window = self.decoder.attention.window.unwrap_or(u32::MAX);
-        let oldest = (tile.tokens.first + 1).saturating_sub(window);
-        for span in pieces(first, cutting.positions).rev() {
-            if span.end() > oldest {
-                attended = self.absorb_own(Some(attended), tile, own, span, rows)?;
-            }
-        }
-        Ok(attended)
-    }
-
-    fn absorb_own(
-        &mut self,
-        before: Option<Attended>,
-        tile: &Tile,
-        own: &Segment,
-        span: Span,
-        rows: &Rows,
-    ) -> Result<Attended, LowerError> {
-        let b = &mut self.builder;
-        let segment = Segment {
-            keys: b.slice_in(&own.keys, 1, span.range())?,
-            values: b.slice_in(&own.values, 1, span.range())?,
-        };
-        let mask = self.mask_own(tile, span)?;
-        self.absorb(before, tile, &segment, Some(&mask), rows)
-    }
-
-    /// Which own tokens in `span` those of a tile see: `[tokens, S]`.
-    fn mask_own(&mut self, tile: &Tile, span: Span) -> Result<Mask, LowerError> {
-        let window = self.decoder.attention.window;
-        let dims = [tile.tokens.count, span.count];
-        let query = self.counted(tile.tokens.first, &dims, 0)?;
-        let key = self.counted(span.first, &dims, 1)?;
-        let b = &mut self.builder;
-        let truths = b.compare(Direction::LessOrEqual, &key, &query)?;
-        let into = &[2, 4];
-        let Some(window) = window else {
-            return Ok(Mask { truths, into });
-        };
-        let window = Constant::S32(clamped(window));
-        let oldest = b.binary_scalar(Binary::Subtract, &query, window)?;
-        let recent = b.compare(Direction::Greater, &key, &oldest)?;
-        let truths = b.binary(Binary::And, &truths, &recent)?;
-        Ok(Mask { truths, into })
-    }
-
-    /// Which positions of a segment, of which `first` is the first, the tokens of a tile see:
-    /// `[R, S]`, or `[R, tokens, S]` where there is a window.
-    fn mask_before(
-        &mut self,
-        tile: &Tile,
-        segment: &Segment,
-        first: u32,
-        rows: &Rows,
-    ) -> Result<Mask, LowerError> {
-        let window = self.decoder.attention.window;
-        let positions = segment.keys.dims()[1];
-        let dims = [rows.rows, positions];
-        let key = self.counted(first, &dims, 1)?;
-        let b = &mut self.builder;
-        let starts = b.broadcast(&rows.starts, &dims, &[0])?;
-        let truths = b.compare(Direction::Less, &key, &starts)?;
-        let Some(window) = window else {
-            let into = &[0, 4];
-            return Ok(Mask { truths, into });
-        };
-        let dims = [rows.rows, tile.tokens.count, positions];
-        let query = b.slice_in(&rows.positions, 1, tile.tokens.range())?;
-        let window = Constant::S32(clamped(window));
-        let oldest = b.binary_scalar(Binary::Subtract, &query, window)?;
-        let oldest = b.broadcast(&oldest, &dims, &[0, 1])?;
-        let key = b.broadcast(&key, &dims, &[0, 2])?;
-        let recent = b.compare(Direction::Greater, &key, &oldest)?;
-        let truths = b.broadcast(&truths, &dims, &[0, 2])?;
-        Ok(Mask {
-            truths: b.binary(Binary::And, &truths, &recent)?,
-            into: &[0, 2, 4],
-        })
-    }
-
-    /// `first`, `first + 1`, .. along `dimension`.
-    fn counted(&mut self, first: u32, dims: &[u32], dimension: usize) -> Result<Value, LowerError> {
-        let b = &mut self.builder;
-        let steps = b.iota(Element::S32, dims, dimension)?;
-        match first {
-            0 => Ok(steps),
-            _ => Ok(b.binary_scalar(Binary::Add, &steps, Constant::S32(first.cast_signed()))?),
-        }
-    }
-
-    /// Adds what a tile attends to in `segment` to what it has attended to so far.
-    fn absorb(
-        &mut self,
-        before: Option<Attended>,
-        tile: &Tile,
-        segment: &Segment,
-        mask: Option<&Mask>,
-        rows: &Rows,
-    ) -> Result<Attended, LowerError> {
-        let b = &mut self.builder;
-        let mut scores = b.dot(&tile.queries, &segment.keys, QUERIES_BY_KEYS)?;
-        if let Some(mask) = mask {
-            scores = self.masked(&scores, mask, tile, rows)?;
-        }
-        let multiplied = self.multiplied();
-        let b = &mut self.builder;
-        let mut max = b.reduce(Reducer::Max, &scores, 3)?;
-        if let Some(before) = &before {
-            max = b.binary(Binary::Maximum, &before.max, &max)?;
-        }
-        let relative = b.broadcast(&max, scores.dims(), &[0, 1, 2])?;
-        let relative = b.binary(Binary::Subtract, &scores, &relative)?;
-        let weights = b.unary(Unary::Exponential, &relative)?;
-        let mut sum = b.reduce(Reducer::Sum, &weights, 3)?;
-        let weights = b.convert(&weights, multiplied)?;
-        let mut out = b.dot(&weights, &segment.values, WEIGHTS_BY_VALUES)?;
-        if let Some(before) = before {
-            let fallen = b.binary(Binary::Subtract, &before.max, &max)?;
-            let scale = b.unary(Unary::Exponential, &fallen)?;
-            let kept = b.binary(Binary::Multiply, &before.sum, &scale)?;
-            sum = b.binary(Binary::Add, &kept, &sum)?;
-            let scale = b.broadcast(&scale, out.dims(), &[0, 1, 2])?;
-            let kept = b.binary(Binary::Multiply, &before.out, &scale)?;
-            out = b.binary(Binary::Add, &kept, &out)?;
-        }
-        Ok(Attended { max, sum, out })
-    }
-
-    /// Scores `[R, K, M, S]`, [`NEVER`] where they are masked.
-    fn masked(
-        &mut self,
-        scores: &Value,
-        mask: &Mask,
-        tile: &Tile,
-        rows: &Rows,
-    ) -> Result<Value, LowerError> {
-        let apart = self.apart(rows, tile.tokens.count, scores.dims()[3]);
-        let b = &mut self.builder;
-        let truths = b.broadcast(&mask.truths, &apart, mask.into)?;
-        let truths = b.reshape(&truths, scores.dims())?;
-        let never = b.full(NEVER, scores.dims())?;
-        Ok(b.select(&truths, scores, &never)?)
-    }
-
-    /// `[R, K, tokens, G, last]`
-    fn apart(&self, rows: &Rows, tokens: u32, last: u32) -> [u32; 5] {
-        let heads = self.cut.kv_heads;
-        [rows.rows, heads, tokens, self.cut.heads / heads, last]
-    }
-
-    /// What a tile has attended to, as `[R, tokens, K * G * D]`.
-    fn side_by_side(
-        &mut self,
-        attended: &Attended,
-        tile: &Tile,
-        rows: &Rows,
-    ) -> Result<Value, LowerError> {
-        let head_size = self.decoder.attention.head_size;
-        let apart = self.apart(rows, tile.tokens.count, head_size);
-        let width = self.cut.heads * head_size;
-        let b = &mut self.builder;
-        let sum = b.broadcast(&attended.sum, attended.out.dims(), &[0, 1, 2])?;
-        let out = b.binary(Binary::Divide, &attended.out, &sum)?;
-        let out = b.reshape(&out, &apart)?;
-        let out = b.transpose(&out, &[0, 2, 1, 3, 4])?;
-        Ok(b.reshape(&out, &[rows.rows, tile.tokens.count, width])?)
-    }
-}
-
-/// A window as positions are counted.
-fn clamped(window: u32) -> i32 {
-    i32::try_from(window).unwrap_or(i32::MAX)
-}
-
-/// `0 .. whole` in pieces of `size`, the last perhaps shorter.
-fn pieces(whole: u32, size: u32) -> impl DoubleEndedIterator<Item = Span> {
-    let size = size.max(1);
-    (0..whole.div_ceil(size)).map(move |piece| {
-        let first = piece * size;
-        let count = size.min(whole - first);
-        Span { first, count }
-    })
 }

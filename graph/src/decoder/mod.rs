@@ -3,13 +3,16 @@
 //! `N` = rows x tokens of the bucket. The residual stream, sums and exponentials are F32; what
 //! enters a matrix is of [`Lowering::multiplied`].
 
+mod attend;
 mod attention;
 mod candidates;
 mod copy;
 mod embedding;
 mod linear;
+mod mask;
 mod mlp;
 mod rotary;
+mod span;
 mod step;
 
 use std::collections::HashMap;

@@ -29,6 +29,15 @@ pub(super) struct Rows {
     pub(super) rotation: Rotation,
 }
 
+/// The last token of each row that is none of padding: the only one that something is asked of.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    /// `[rows]`: which of the row's tokens it is.
+    pub(super) last: Value,
+    /// `[rows]`: which of all tokens it is.
+    pub(super) token: Value,
+}
+
 impl Lowering<'_> {
     /// What a step of these sizes gives, then the caches.
     pub(crate) fn step(
@@ -42,21 +51,26 @@ impl Lowering<'_> {
         let rows = self.rows(&places, rows, tokens, pages)?;
         let tokens = self.ints(&places.tokens)?;
         let mut x = self.embed(&tokens)?;
+        let mut asked = match head {
+            Head::Each => None,
+            Head::Last | Head::Embedding => self.asked(&rows, &places.lengths)?,
+        };
         let mut caches = Vec::new();
         for layer in 0..self.decoder.layers {
             let normed = self.norm(&x, Slot::Layer(layer, LayerSlot::AttentionNorm))?;
-            let (attended, keys, values) = self.attention(layer, &normed, &rows)?;
+            // In the last layer only keys and values matter of tokens that nothing is asked of.
+            let is_last = layer + 1 == self.decoder.layers;
+            let only = asked.take_if(|_| is_last);
+            let (attended, keys, values) = self.attention(layer, &normed, &rows, only.as_ref())?;
+            x = self.picked(x, only.as_ref())?;
             x = self.builder.binary(Binary::Add, &x, &attended)?;
             let normed = self.norm(&x, Slot::Layer(layer, LayerSlot::MlpNorm))?;
             let fed = self.mlp(layer, &normed)?;
             x = self.builder.binary(Binary::Add, &x, &fed)?;
             caches.extend([keys, values]);
         }
-        let asked = match head {
-            Head::Each => x,
-            Head::Last | Head::Embedding => self.last_of(&x, &rows, &places.lengths)?,
-        };
-        let normed = self.norm(&asked, Slot::FinalNorm)?;
+        let x = self.picked(x, asked.as_ref())?;
+        let normed = self.norm(&x, Slot::FinalNorm)?;
         let given = match head {
             Head::Embedding => normed,
             Head::Last | Head::Each => self.candidates(&normed, &places.targets)?,
@@ -109,15 +123,10 @@ impl Lowering<'_> {
         })
     }
 
-    /// Of `[rows * tokens, hidden]` the last token of each row that is none of padding.
-    fn last_of(
-        &mut self,
-        x: &Value,
-        rows: &Rows,
-        lengths: &Range<usize>,
-    ) -> Result<Value, LowerError> {
+    /// Which tokens something is asked of, where rows bring several.
+    fn asked(&mut self, rows: &Rows, lengths: &Range<usize>) -> Result<Option<Asked>, LowerError> {
         if rows.tokens == 1 {
-            return Ok(x.clone());
+            return Ok(None);
         }
         let lengths = self.ints(lengths)?;
         let b = &mut self.builder;
@@ -127,7 +136,16 @@ impl Lowering<'_> {
         let row = b.iota(Element::S32, &[rows.rows], 0)?;
         let tokens = Constant::S32(rows.tokens.cast_signed());
         let first = b.binary_scalar(Binary::Multiply, &row, tokens)?;
-        let index = b.binary(Binary::Add, &first, &last)?;
-        Ok(b.gather_rows(x, &index)?)
+        let token = b.binary(Binary::Add, &first, &last)?;
+        Ok(Some(Asked { last, token }))
+    }
+
+    /// Of `[rows * tokens, ..]` the tokens that something is asked of: `[rows, ..]`; all where
+    /// nothing says which.
+    pub(super) fn picked(&mut self, x: Value, asked: Option<&Asked>) -> Result<Value, LowerError> {
+        match asked {
+            None => Ok(x),
+            Some(asked) => Ok(self.builder.gather_rows(&x, &asked.token)?),
+        }
     }
 }

@@ -218,7 +218,7 @@ fn a_footprint_counts_ports_that_share_memory_once() {
 fn instructions_and_descriptors_grow_with_what_is_multiplied() {
     let of = |tokens| {
         let mut decoder = llama();
-        decoder.layers = 1;
+        decoder.layers = 2;
         let bucket = Bucket::Step {
             rows: 1,
             tokens,
