@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "calls a C interface")]
 
+use std::collections::HashSet;
 use std::ffi::c_int;
 use std::path::{Path, PathBuf};
 use std::ptr::{NonNull, null, null_mut};
@@ -16,7 +17,7 @@ use std::{fmt, slice};
 use libloading::{Library, Symbol};
 
 use crate::element::Element;
-use crate::error::{Error, Status};
+use crate::error::{Error, Refusal, Status};
 use crate::options::{CompileOptions, Value};
 use crate::sys;
 
@@ -103,9 +104,8 @@ impl Plugin {
         }
         // SAFETY: the table is large enough for our declaration of it, which is that of its
         // version, and is never freed.
-        Ok(Self {
-            table: unsafe { &*table },
-        })
+        let table = unsafe { &*table };
+        Ok(Self { table })
     }
 
     /// A client with `options`, which differ from plugin to plugin: XLA's for the CPU takes
@@ -128,7 +128,6 @@ impl Plugin {
             client: made(arguments.client, doing)?,
             devices: Vec::new(),
             numbers: Vec::new(),
-            launching: Mutex::new(()),
             launches: AtomicI32::new(1),
         };
         owner.list_devices()?;
@@ -270,8 +269,6 @@ struct ClientHandle {
     devices: Vec<NonNull<sys::Device>>,
     /// The devices' own numbers, in the same order.
     numbers: Vec<i32>,
-    /// Held while a program is put on several devices.
-    launching: Mutex<()>,
     /// The number of the next run: what joins the devices of a run in a collective.
     launches: AtomicI32,
 }
@@ -390,7 +387,8 @@ impl Client {
             format_size: format.len(),
             ..Default::default()
         };
-        let encoded = options.to_bytes();
+        let devices = self.assigned(options)?;
+        let encoded = options.to_bytes(&devices);
         let mut arguments = sys::ClientCompile {
             client: self.0.client.as_ptr(),
             program: &raw const program,
@@ -403,11 +401,28 @@ impl Client {
         let mut executable = Executable {
             client: self.clone(),
             loaded: made(arguments.executable, doing)?,
-            devices: options.device_count(),
+            devices,
             outputs: 0,
         };
         executable.outputs = executable.count_outputs()?;
         Ok(executable)
+    }
+
+    /// The devices that a program will run on.
+    fn assigned(&self, options: &CompileOptions) -> Result<Vec<i32>, Error> {
+        let count = options.device_count();
+        let devices = match &options.devices {
+            Some(devices) => devices.clone(),
+            None => self.devices().iter().take(count).copied().collect(),
+        };
+        let distinct: HashSet<_> = devices.iter().collect();
+        if count == 0 || devices.len() != count || distinct.len() != count {
+            return Err(Error::Assignment { count, devices });
+        }
+        for device in &devices {
+            self.0.device(*device)?;
+        }
+        Ok(devices)
     }
 
     /// Copies an array to the device with this number. `bytes` holds its elements as this machine
@@ -441,6 +456,7 @@ impl Client {
         let buffer = Buffer {
             client: self.clone(),
             buffer: made(arguments.buffer, doing)?,
+            device,
         };
         // SAFETY: the event is ours.
         unsafe { plugin.finish(doing, arguments.done)? };
@@ -468,7 +484,8 @@ fn fits(element: Element, dims: &[i64], given: usize) -> Result<(), Error> {
 pub struct Executable {
     client: Client,
     loaded: NonNull<sys::Loaded>,
-    devices: usize,
+    /// The numbers of its devices, one for each list of arguments.
+    devices: Vec<i32>,
     outputs: usize,
 }
 
@@ -501,9 +518,9 @@ impl Drop for Executable {
 }
 
 impl Executable {
-    /// Devices that it runs on.
-    pub fn devices(&self) -> usize {
-        self.devices
+    /// The numbers of the devices that it runs on.
+    pub fn devices(&self) -> &[i32] {
+        &self.devices
     }
 
     /// Arrays that it gives on each device.
@@ -548,9 +565,9 @@ impl Executable {
             .map(|list| list.iter().map(|buffer| buffer.buffer.as_ptr()).collect())
             .collect();
         let arguments: Vec<_> = arguments.iter().map(Vec::as_ptr).collect();
-        let mut outputs = vec![vec![null_mut(); self.outputs]; self.devices];
+        let mut outputs = vec![vec![null_mut(); self.outputs]; self.devices.len()];
         let lists: Vec<_> = outputs.iter_mut().map(Vec::as_mut_ptr).collect();
-        let mut events = vec![null_mut(); self.devices];
+        let mut events = vec![null_mut(); self.devices.len()];
         let mut options = sys::ExecuteOptions {
             launch: self.client.0.launches.fetch_add(1, Ordering::Relaxed),
             ..Default::default()
@@ -559,23 +576,20 @@ impl Executable {
             executable: self.loaded.as_ptr(),
             options: &raw mut options,
             arguments: arguments.as_ptr(),
-            devices_len: self.devices,
+            devices_len: self.devices.len(),
             arguments_len: length,
             outputs: lists.as_ptr(),
             events: events.as_mut_ptr(),
             ..Default::default()
         };
-        // XLA's CPU client lets each collective launch of a device wait for the launch before it;
-        // two runs that put their devices there in turn would wait for each other for ever.
-        let launching = (self.devices > 1).then(|| self.client.0.launching.lock());
         // SAFETY: the program runs on as many devices as there are lists, gives as many outputs as
         // each list has room for, and all arguments are alive and of the same client.
         unsafe { plugin.call(doing, plugin.table.loaded_execute, &mut call)? };
-        drop(launching);
         // Owned before anything can fail, so that all are freed.
         let outputs: Result<Vec<Vec<_>>, _> = outputs
             .into_iter()
-            .map(|list| list.into_iter().map(|made| self.owned(made)).collect())
+            .zip(&self.devices)
+            .map(|(list, device)| self.owned(list, *device))
             .collect();
         let mut finished = Ok(());
         for event in events {
@@ -586,29 +600,58 @@ impl Executable {
         outputs
     }
 
-    /// The length of the lists; refuses lists that do not fit the devices.
+    /// The length of the lists. Refuses what the plugin would refuse on some devices only: the
+    /// others would begin, and wait in their first collective for those that did not.
     fn check(&self, arguments: &[Vec<&Buffer>]) -> Result<usize, Error> {
         let length = arguments.first().map_or(0, Vec::len);
-        if arguments.len() != self.devices || arguments.iter().any(|list| list.len() != length) {
+        if arguments.len() != self.devices.len()
+            || arguments.iter().any(|list| list.len() != length)
+        {
             return Err(Error::Arguments {
-                devices: self.devices,
+                devices: self.devices.len(),
                 given: arguments.iter().map(Vec::len).collect(),
             });
         }
-        for (device, list) in arguments.iter().enumerate() {
-            let foreign = |buffer: &&Buffer| !Arc::ptr_eq(&buffer.client.0, &self.client.0);
-            if let Some(argument) = list.iter().position(foreign) {
-                return Err(Error::Foreign { device, argument });
+        let first: Vec<_> = match arguments {
+            [first, _, ..] => first.iter().map(|buffer| buffer.form()).collect(),
+            _ => Vec::new(),
+        };
+        for (device, list) in self.devices.iter().zip(arguments) {
+            for (argument, buffer) in list.iter().enumerate() {
+                let refused = |cause| Error::Argument {
+                    device: *device,
+                    argument,
+                    cause,
+                };
+                if !Arc::ptr_eq(&buffer.client.0, &self.client.0) {
+                    return Err(refused(Refusal::OtherClient));
+                }
+                if buffer.device != *device {
+                    return Err(refused(Refusal::OtherDevice(buffer.device)));
+                }
+                if buffer.is_deleted()? {
+                    return Err(refused(Refusal::Deleted));
+                }
+                if first
+                    .get(argument)
+                    .is_some_and(|form| *form != buffer.form())
+                {
+                    return Err(refused(Refusal::OtherForm));
+                }
             }
         }
         Ok(length)
     }
 
-    fn owned(&self, buffer: *mut sys::Buffer) -> Result<Buffer, Error> {
-        Ok(Buffer {
-            client: self.client.clone(),
-            buffer: made(buffer, "run the program")?,
-        })
+    fn owned(&self, buffers: Vec<*mut sys::Buffer>, device: i32) -> Result<Vec<Buffer>, Error> {
+        let owned = |buffer| {
+            Ok(Buffer {
+                client: self.client.clone(),
+                buffer: made(buffer, "run the program")?,
+                device,
+            })
+        };
+        buffers.into_iter().map(owned).collect()
     }
 }
 
@@ -616,6 +659,7 @@ impl Executable {
 pub struct Buffer {
     client: Client,
     buffer: NonNull<sys::Buffer>,
+    device: i32,
 }
 
 // SAFETY: an array may be used from any thread, by several at once.
@@ -626,6 +670,7 @@ unsafe impl Sync for Buffer {}
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Buffer")
+            .field("device", &self.device)
             .field("element", &self.element().ok())
             .field("dims", &self.dims().ok())
             .finish_non_exhaustive()
@@ -647,11 +692,26 @@ impl Drop for Buffer {
 }
 
 impl Buffer {
+    /// The number of the device that it is on.
+    pub fn device(&self) -> i32 {
+        self.device
+    }
+
     /// The type of its elements.
     ///
     /// # Errors
     /// It is one that we have no name for.
     pub fn element(&self) -> Result<Element, Error> {
+        let number = self.element_number()?;
+        Element::from_number(number).ok_or(Error::Element { number })
+    }
+
+    /// What two arrays must have in common to be the same argument; nothing if that fails.
+    fn form(&self) -> Option<(c_int, Vec<i64>)> {
+        Some((self.element_number().ok()?, self.dims().ok()?))
+    }
+
+    fn element_number(&self) -> Result<c_int, Error> {
         let plugin = self.client.0.plugin;
         let mut arguments = sys::BufferElement {
             buffer: self.buffer.as_ptr(),
@@ -660,9 +720,7 @@ impl Buffer {
         let function = plugin.table.buffer_element;
         // SAFETY: the array is alive.
         unsafe { plugin.call("tell an array's type", function, &mut arguments)? };
-        Element::from_number(arguments.element).ok_or(Error::Element {
-            number: arguments.element,
-        })
+        Ok(arguments.element)
     }
 
     /// Its sizes, slowest first.

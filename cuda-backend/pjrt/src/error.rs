@@ -75,13 +75,23 @@ pub enum Error {
         /// The lengths of the lists.
         given: Vec<usize>,
     },
-    /// An array of one client given to another.
-    #[error("argument {argument} of device {device} is an array of another client")]
-    Foreign {
-        /// Whose list.
-        device: usize,
+    /// An argument that the program cannot take.
+    #[error("argument {argument} of device {device} {cause}")]
+    Argument {
+        /// The device whose list it is in.
+        device: i32,
         /// Where in the list.
         argument: usize,
+        /// Why not.
+        cause: Refusal,
+    },
+    /// Devices that are too few, too many or named twice.
+    #[error("a program for {count} devices was to run on {devices:?}")]
+    Assignment {
+        /// Replicas times partitions.
+        count: usize,
+        /// The devices' numbers.
+        devices: Vec<i32>,
     },
     /// Bytes that do not fill the array.
     #[error("an array of {element:?} in sizes {dims:?} has {needed} bytes, not {given}")]
@@ -101,6 +111,23 @@ pub enum Error {
         /// `PJRT_Buffer_Type`.
         number: i32,
     },
+}
+
+/// Why a program cannot take an argument.
+#[derive(thiserror::Error, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// It belongs to another client.
+    #[error("is an array of another client")]
+    OtherClient,
+    /// It is on the device with this number.
+    #[error("is on device {0}")]
+    OtherDevice(i32),
+    /// It was given away.
+    #[error("is deleted: its memory was given to an output before")]
+    Deleted,
+    /// All devices run one module.
+    #[error("has other sizes or elements than that of the first device")]
+    OtherForm,
 }
 
 /// The kind of a plugin's failure: the codes of Abseil's status.

@@ -31,5 +31,5 @@ mod sys;
 
 pub use api::{Buffer, Client, Executable, Plugin};
 pub use element::Element;
-pub use error::{Error, Status};
+pub use error::{Error, Refusal, Status};
 pub use options::{CompileOptions, Value};

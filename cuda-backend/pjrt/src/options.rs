@@ -20,8 +20,8 @@ pub struct CompileOptions {
     pub replicas: u32,
     /// Parts that each copy is cut into, each on a device of its own.
     pub partitions: u32,
-    /// The device of each copy of each part: the copies of the first part, then those of the
-    /// next. Without: as the plugin likes, the first devices.
+    /// The number of the device of each copy of each part: the copies of the first part, then those
+    /// of the next. Without: the client's first devices.
     pub devices: Option<Vec<i32>>,
     /// Overrides of XLA's flags by their names without dashes, such as
     /// `xla_allow_excess_precision`.
@@ -53,14 +53,12 @@ impl CompileOptions {
         self
     }
 
-    /// A `CompileOptionsProto` (`xla/pjrt/proto/compile_options.proto`).
-    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+    /// A `CompileOptionsProto` (`xla/pjrt/proto/compile_options.proto`) for a program on `devices`.
+    pub(crate) fn to_bytes(&self, devices: &[i32]) -> Vec<u8> {
         let mut build = Message::default();
         build.integer(4, self.replicas.into());
         build.integer(5, self.partitions.into());
-        if let Some(devices) = &self.devices {
-            build.message(9, &self.assignment(devices));
-        }
+        build.message(9, &self.assignment(devices));
         let mut options = Message::default();
         options.message(3, &build);
         for (name, value) in &self.flags {
@@ -128,11 +126,14 @@ impl Message {
     }
 
     fn varint(&mut self, mut value: u64) {
-        while value > 0x7f {
-            self.bytes.push((value & 0x7f) as u8 | 0x80);
+        loop {
+            let [low, ..] = value.to_le_bytes();
             value >>= 7;
+            if value == 0 {
+                return self.bytes.push(low & 0x7f);
+            }
+            self.bytes.push(low | 0x80);
         }
-        self.bytes.push(value as u8);
     }
 }
 
@@ -141,29 +142,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_options_are_six_bytes() {
-        let bytes = CompileOptions::default().to_bytes();
-        assert_eq!(bytes, [0x1a, 4, 0x20, 1, 0x28, 1]);
-    }
-
-    #[test]
     fn devices_are_listed_part_by_part() {
         let options = CompileOptions {
             replicas: 2,
-            devices: Some(vec![300, 5]),
             ..CompileOptions::default()
         };
         let assignment = [0x08, 2, 0x10, 1, 0x1a, 5, 0x08, 0xac, 0x02, 0x08, 5];
         let mut expected = vec![0x1a, 17, 0x20, 2, 0x28, 1, 0x4a, 11];
         expected.extend(assignment);
-        assert_eq!(options.to_bytes(), expected);
+        assert_eq!(options.to_bytes(&[300, 5]), expected);
     }
 
     #[test]
     fn a_flag_is_an_entry_of_a_map() {
         let options = CompileOptions::default().flag("ab", Value::Truth(false));
-        let mut expected = vec![0x1a, 4, 0x20, 1, 0x28, 1];
+        let mut expected = vec![0x1a, 14, 0x20, 1, 0x28, 1, 0x4a, 8];
+        expected.extend([0x08, 1, 0x10, 1, 0x1a, 2, 0x08, 0]);
         expected.extend([0x3a, 8, 0x0a, 2, b'a', b'b', 0x12, 2, 0x10, 0]);
-        assert_eq!(options.to_bytes(), expected);
+        assert_eq!(options.to_bytes(&[0]), expected);
     }
 }

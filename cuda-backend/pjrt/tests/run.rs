@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::thread;
 
 use hlo::{BF16, Computation, F32, S32, alias, array, module, pair};
-use pjrt::{Buffer, Client, CompileOptions, Element, Error, Executable, Plugin, Value};
+use pjrt::{Buffer, Client, CompileOptions, Element, Error, Executable, Plugin, Refusal, Value};
 
 /// A client with four devices, or `None` and a word about it.
 fn client() -> Option<Client> {
@@ -47,11 +47,11 @@ fn floats(client: &Client, device: i32, values: &[f32]) -> Buffer {
 
 fn read(buffer: &Buffer) -> Vec<f32> {
     let len: i64 = buffer.dims().expect("sizes").iter().product();
-    let mut bytes = vec![0; usize::try_from(len).unwrap() * 4];
+    let mut bytes = vec![0; usize::try_from(len).expect("a size") * 4];
     buffer.to_host(&mut bytes).expect("a copy");
     bytes
         .chunks_exact(4)
-        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()))
+        .map(|bytes| f32::from_le_bytes(bytes.try_into().expect("four bytes")))
         .collect()
 }
 
@@ -92,7 +92,8 @@ fn two_arrays_are_added() {
     assert_eq!(read(&results[0][0]), [11.0, 22.0]);
     assert_eq!(results[0][0].element().unwrap(), Element::F32);
     assert_eq!(results[0][0].dims().unwrap(), [2]);
-    assert_eq!((program.devices(), program.outputs()), (1, 1));
+    assert_eq!(program.devices(), [device]);
+    assert_eq!(program.outputs(), 1);
     assert_eq!(client.platform().unwrap(), "cpu");
 }
 
@@ -149,10 +150,35 @@ fn ranks_are_summed_on_the_devices_that_were_asked_for() {
     let results = program.execute(&[vec![&first], vec![&second]]).unwrap();
     assert_eq!(read(&results[0][0]), [11.0, 22.0]);
     assert_eq!(read(&results[1][0]), [11.0, 22.0]);
-    // And not on others.
-    let elsewhere = floats(&client, client.devices()[0], &[1.0, 2.0]);
-    let error = program.execute(&[vec![&elsewhere], vec![&second]]);
-    assert!(matches!(error, Err(Error::Plugin { .. })), "{error:?}");
+}
+
+/// Would a device begin alone, it would wait in the sum for the other until the process ends.
+#[test]
+fn arguments_that_fit_some_devices_only_are_refused_on_all() {
+    let Some(client) = client() else { return };
+    let program = compile(&client, &sum_of_ranks(2), 2);
+    let devices = client.devices();
+    let refused =
+        |first: &Buffer, second: &Buffer| match program.execute(&[vec![first], vec![second]]) {
+            Err(Error::Argument { device, cause, .. }) => (device, cause),
+            other => panic!("{other:?}"),
+        };
+    let first = floats(&client, devices[0], &[1.0, 2.0]);
+    let elsewhere = floats(&client, devices[2], &[1.0, 2.0]);
+    let cause = Refusal::OtherDevice(devices[2]);
+    assert_eq!(refused(&first, &elsewhere), (devices[1], cause));
+    let longer = floats(&client, devices[1], &[1.0, 2.0, 3.0]);
+    assert_eq!(refused(&first, &longer), (devices[1], Refusal::OtherForm));
+    let named_twice = CompileOptions {
+        replicas: 2,
+        devices: Some(vec![devices[1]; 2]),
+        ..CompileOptions::default()
+    };
+    let twice = client.compile(&sum_of_ranks(2), &named_twice);
+    assert!(
+        matches!(twice, Err(Error::Assignment { count: 2, .. })),
+        "{twice:?}"
+    );
 }
 
 #[test]
@@ -177,7 +203,16 @@ fn an_aliased_input_is_deleted_and_its_memory_is_the_output() {
     assert_eq!(read(&results[0][0]), [-2.0, -3.0]);
     assert_eq!(read(&results[0][1]), [2.0, 3.0]);
     assert!(cache.to_host(&mut [0; 8]).is_err());
-    assert!(program.execute(&[vec![&cache, &step]]).is_err());
+    let again = program.execute(&[vec![&cache, &step]]);
+    let deleted = matches!(
+        again,
+        Err(Error::Argument {
+            argument: 0,
+            cause: Refusal::Deleted,
+            ..
+        })
+    );
+    assert!(deleted, "{again:?}");
 }
 
 #[test]
@@ -233,16 +268,15 @@ fn an_array_of_another_client_is_refused() {
     drop(other);
     let own = floats(&client, client.devices()[0], &[1.0, 2.0]);
     let error = compile(&client, &sum(), 1).execute(&[vec![&own, &foreign]]);
-    assert!(
-        matches!(
-            error,
-            Err(Error::Foreign {
-                device: 0,
-                argument: 1
-            })
-        ),
-        "{error:?}"
+    let foreign = matches!(
+        error,
+        Err(Error::Argument {
+            argument: 1,
+            cause: Refusal::OtherClient,
+            ..
+        })
     );
+    assert!(foreign, "{error:?}");
 }
 
 #[test]

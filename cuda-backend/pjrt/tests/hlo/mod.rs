@@ -12,11 +12,14 @@ pub(crate) struct Message(Vec<u8>);
 
 impl Message {
     fn varint(&mut self, mut value: u64) {
-        while value > 0x7f {
-            self.0.push((value & 0x7f) as u8 | 0x80);
+        loop {
+            let [low, ..] = value.to_le_bytes();
             value >>= 7;
+            if value == 0 {
+                return self.0.push(low & 0x7f);
+            }
+            self.0.push(low | 0x80);
         }
-        self.0.push(value as u8);
     }
 
     pub(crate) fn number(&mut self, field: u64, value: i64) {
