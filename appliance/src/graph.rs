@@ -20,7 +20,7 @@ as decode-4x8, can be asked for by its name.";
 
 /// Writes what a model would be compiled from: HLO modules, as text or as bytes.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_override_self = true)]
 pub struct Graph {
     #[command(flatten)]
     wanted: Wanted,

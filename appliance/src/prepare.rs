@@ -36,7 +36,7 @@ serve.";
 
 /// Compiles a model ahead of time, for devices that need it, and prints how to serve it.
 #[derive(clap::Args, Clone, Debug)]
-#[command(after_help = EXAMPLES)]
+#[command(after_help = EXAMPLES, args_override_self = true)]
 pub struct Prepare {
     #[command(flatten)]
     wanted: Wanted,
@@ -92,17 +92,32 @@ pub(crate) struct Wanted {
     #[arg(long, value_name = "NUMBER")]
     kv_pages: Option<u32>,
     /// Rows of decode modules, such as 1,8,32 [default: by fours up to max-running]
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
-    decode_rows: Option<Vec<u32>>,
+    #[arg(long, value_name = "NUMBERS")]
+    decode_rows: Option<Sizes>,
     /// Tokens of prefill modules, such as 128,1024 [default: 128, 512 and 2048, as far as step-tokens]
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
-    prefill_tokens: Option<Vec<u32>>,
+    #[arg(long, value_name = "NUMBERS")]
+    prefill_tokens: Option<Sizes>,
     /// KV pages that modules read, such as 32,256 [default: by fours down from those of max-context]
-    #[arg(long, value_name = "NUMBERS", value_delimiter = ',')]
-    context_pages: Option<Vec<u32>>,
+    #[arg(long, value_name = "NUMBERS")]
+    context_pages: Option<Sizes>,
     /// Compile a module that gives embeddings too
     #[arg(long)]
     embeddings: bool,
+}
+
+/// Sizes of modules, written `1,8,32`.
+#[derive(Clone, Debug)]
+struct Sizes(Vec<u32>);
+
+impl std::str::FromStr for Sizes {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let sizes: Result<Vec<u32>, _> = text.split(',').map(str::parse).collect();
+        sizes
+            .map(Self)
+            .or(Err("it is a list of numbers, such as 1,8,32"))
+    }
 }
 
 /// A model and what is wanted of it.
@@ -218,9 +233,9 @@ impl Wanted {
             candidates: self.candidates,
             page_tokens: self.page_tokens,
             kv_pages: self.kv_pages,
-            decode_rows: self.decode_rows.clone(),
-            prefill_tokens: self.prefill_tokens.clone(),
-            context_pages: self.context_pages.clone(),
+            decode_rows: self.decode_rows.clone().map(|Sizes(sizes)| sizes),
+            prefill_tokens: self.prefill_tokens.clone().map(|Sizes(sizes)| sizes),
+            context_pages: self.context_pages.clone().map(|Sizes(sizes)| sizes),
             embeddings: self.embeddings,
         })
     }

@@ -116,22 +116,22 @@ pub struct Compiled {
 #[derive(Debug, thiserror::Error)]
 pub enum ArtifactError {
     /// A file cannot be read.
-    #[error("cannot read {}: {source}; to make it again: {command}", path.display())]
+    #[error("cannot read {}: {why}; to make it again: {command}", path.display())]
     Read {
         /// The file.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        why: io::Error,
         /// What mends it.
         command: String,
     },
     /// A file cannot be written.
-    #[error("cannot write {}: {source}; name a directory with room by --artifacts", path.display())]
+    #[error("cannot write {}: {why}; name a directory with room by --artifacts", path.display())]
     Write {
         /// The file or directory.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        why: io::Error,
     },
     /// The directory holds no manifest.
     #[error("{} is no bundle, or one that was not finished: it has no {MANIFEST}; to finish it: {command}", path.display())]
@@ -228,9 +228,9 @@ impl Bundle {
         let (neff, hlo) = (self.neff(module.bucket), self.hlo(module.bucket));
         let compiled = &module.compiled;
         for (path, expected) in [(&neff, &compiled.neff), (&hlo, &compiled.hlo)] {
-            let found = digest_of_file(path).map_err(|source| ArtifactError::Read {
+            let found = digest_of_file(path).map_err(|why| ArtifactError::Read {
                 path: path.clone(),
-                source,
+                why,
                 command: self.command(),
             })?;
             if found != *expected {
@@ -271,12 +271,8 @@ fn read_manifest(directory: &Path) -> Result<Manifest, ArtifactError> {
             let path = directory.to_owned();
             return Err(ArtifactError::Unfinished { path, command });
         }
-        Err(source) => {
-            return Err(ArtifactError::Read {
-                path,
-                source,
-                command,
-            });
+        Err(why) => {
+            return Err(ArtifactError::Read { path, why, command });
         }
     };
     let wrong = |why: String, command: String| ArtifactError::Manifest {

@@ -89,14 +89,14 @@ pub struct Extra {
 pub enum CompileError {
     /// The compiler is not there.
     #[error(
-        "cannot run {program}: {source}; install AWS's package neuronx-cc (any x86-64 host will \
+        "cannot run {program}: {why}; install AWS's package neuronx-cc (any x86-64 host will \
          do), or name it by --compiler PATH"
     )]
     Program {
         /// The program.
         program: String,
         /// Why not.
-        source: io::Error,
+        why: io::Error,
     },
     /// The compiler does not say which it is.
     #[error("{program} --version gives no version but {said:?}: is it neuronx-cc?")]
@@ -107,12 +107,12 @@ pub enum CompileError {
         said: String,
     },
     /// The working directory cannot be used.
-    #[error("cannot work in {}: {source}; name a directory with room by --artifacts", path.display())]
+    #[error("cannot work in {}: {why}; name a directory with room by --artifacts", path.display())]
     Work {
         /// The directory.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        why: io::Error,
     },
     /// The compiler ended with an error of its own.
     #[error(
@@ -250,9 +250,9 @@ pub(crate) fn version(
     stop: &AtomicBool,
 ) -> Result<String, CompileError> {
     let name = || program.to_string_lossy().into_owned();
-    let failed = |source| CompileError::Program {
+    let failed = |why| CompileError::Program {
         program: name(),
-        source,
+        why,
     };
     let directory = own_directory(work)?;
     let mut job =
@@ -287,7 +287,7 @@ fn own_directory(work: &Path) -> Result<PathBuf, CompileError> {
     let path = work.join(format!("{}-{number}", std::process::id()));
     match fs::create_dir(&path) {
         Ok(()) => Ok(path),
-        Err(source) => Err(CompileError::Work { path, source }),
+        Err(why) => Err(CompileError::Work { path, why }),
     }
 }
 
@@ -431,16 +431,16 @@ impl<'a> Farm<'a> {
             let task = &self.tasks[attempt.task];
             let directory = own_directory(self.work)?;
             let path = directory.join(HLO);
-            fs::write(&path, &task.hlo).map_err(|source| CompileError::Work { path, source })?;
+            fs::write(&path, &task.hlo).map_err(|why| CompileError::Work { path, why })?;
             let Settings {
                 program,
                 time_limit,
                 ..
             } = self.settings;
             let job = Job::start(program, &task.arguments, directory, *time_limit);
-            let job = job.map_err(|source| CompileError::Program {
+            let job = job.map_err(|why| CompileError::Program {
                 program: program.to_string_lossy().into_owned(),
-                source,
+                why,
             })?;
             self.running.push(Running {
                 attempt,
@@ -476,9 +476,9 @@ impl<'a> Farm<'a> {
         self.look_at_memory();
         let mut news = Vec::new();
         for mut running in std::mem::take(&mut self.running) {
-            let ended = running.job.ended().map_err(|source| CompileError::Work {
+            let ended = running.job.ended().map_err(|why| CompileError::Work {
                 path: running.job.directory().to_owned(),
-                source,
+                why,
             })?;
             match ended {
                 None => self.running.push(running),

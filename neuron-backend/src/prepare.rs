@@ -397,9 +397,9 @@ impl Kitchen<'_> {
     }
 
     fn keep(&mut self, recipe: &Recipe, product: &Product) -> Result<Compiled, ArtifactError> {
-        let read = |source| ArtifactError::Read {
+        let read = |why| ArtifactError::Read {
             path: product.neff.clone(),
-            source,
+            why,
             command: self.request.command.clone(),
         };
         let compiled = Compiled {

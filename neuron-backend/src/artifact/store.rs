@@ -142,9 +142,9 @@ impl Store {
     /// another process has it, says so by `wait` and waits.
     pub(crate) fn lock(&self, wait: impl FnOnce()) -> Result<Lock, ArtifactError> {
         let path = self.root.join("lock");
-        let written = |source| ArtifactError::Write {
+        let written = |why| ArtifactError::Write {
             path: path.clone(),
-            source,
+            why,
         };
         fs::create_dir_all(&self.root).map_err(written)?;
         let file = File::options()
@@ -205,9 +205,9 @@ impl Store {
             move_whole(neff, &directory.join(NEFF))?;
             write_whole(&directory.join(MARK), &serde_json::to_vec(compiled)?)
         };
-        keep().map_err(|source| ArtifactError::Write {
+        keep().map_err(|why| ArtifactError::Write {
             path: directory.clone(),
-            source,
+            why,
         })
     }
 
@@ -228,9 +228,9 @@ impl Store {
             }
             write_whole(&directory.join(MANIFEST), &serde_json::to_vec(manifest)?)
         };
-        publish().map_err(|source| ArtifactError::Write {
+        publish().map_err(|why| ArtifactError::Write {
             path: directory.clone(),
-            source,
+            why,
         })?;
         Ok(bundle)
     }

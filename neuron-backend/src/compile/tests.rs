@@ -95,8 +95,8 @@ impl Bench {
 fn busy<T>(mut run: impl FnMut() -> Result<T, CompileError>) -> Result<T, CompileError> {
     loop {
         match run() {
-            Err(CompileError::Program { source, .. })
-                if source.kind() == io::ErrorKind::ExecutableFileBusy => {}
+            Err(CompileError::Program { why, .. })
+                if why.kind() == io::ErrorKind::ExecutableFileBusy => {}
             result => return result,
         }
     }

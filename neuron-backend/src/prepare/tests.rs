@@ -67,8 +67,8 @@ impl Bench {
             let result = prepare(&request, &mut |event| told += &word(&event));
             match result {
                 // See the tests of compile: another test's child may hold the script open.
-                Err(PrepareError::Compile(CompileError::Program { source, .. }))
-                    if source.kind() == std::io::ErrorKind::ExecutableFileBusy => {}
+                Err(PrepareError::Compile(CompileError::Program { why, .. }))
+                    if why.kind() == std::io::ErrorKind::ExecutableFileBusy => {}
                 result => return (result, told),
             }
         }
