@@ -2,6 +2,8 @@
 
 # Where `make serve` listens, on 127.0.0.1.
 PORT ?= 8000
+# The device to serve on: auto, neuron, cuda, cpu; neuron-fake is the Neuron path without a device.
+BACKEND ?= auto
 # Further arguments: of `appliance serve` for `make serve`, of the bench for `make bench`.
 ARGS ?=
 
@@ -12,7 +14,7 @@ help: ## Lists what can be made
 
 # `exec`, so that a SIGTERM to make reaches the server.
 serve: ## Fetches the default model, builds and serves: make serve PORT=8000 ARGS='--max-queue 64'
-	@exec cargo xtask serve --port $(PORT) -- $(ARGS)
+	@exec cargo xtask serve --port $(PORT) --backend $(BACKEND) -- $(ARGS)
 
 test: ## Runs every test
 	@cargo xtask test

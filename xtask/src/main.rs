@@ -10,8 +10,10 @@ mod model;
 mod python;
 mod run;
 mod serve;
+mod stand_ins;
 mod test;
 mod workspace;
+mod xla;
 
 use std::process::ExitCode;
 

@@ -7,13 +7,15 @@ use anyhow::{Result, ensure};
 
 use crate::run::run;
 use crate::workspace::{Profile, Workspace};
-use crate::{model, python};
+use crate::{model, python, xla};
 
-/// Builds everything once, fetches the model, runs the Rust tests, then the Python clients.
+/// Builds everything once, the stand-ins for the Neuron device too, fetches the model and what
+/// computes for the stand-ins, runs the Rust tests, then the Python clients.
 pub(crate) fn test(workspace: &Workspace) -> Result<()> {
     let appliance = workspace.appliance(Profile::Dev)?;
     let model = model::fetched(workspace, || Ok(appliance.clone()))?;
-    let rust = rust(workspace, &appliance, &model);
+    let plugin = xla::plugin()?;
+    let rust = rust(workspace, &appliance, &model, plugin.as_deref());
     let clients = clients(workspace, &appliance, &model);
     // Both have run, whatever the first found.
     ensure!(
@@ -24,12 +26,21 @@ pub(crate) fn test(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-fn rust(workspace: &Workspace, appliance: &Path, model: &Path) -> Result<()> {
-    run(workspace
-        .cargo("test")
-        .args(["--workspace", "--no-fail-fast"])
+/// `plugin` computes in tests of the Neuron path, which are skipped without.
+fn rust(
+    workspace: &Workspace,
+    appliance: &Path,
+    model: &Path,
+    plugin: Option<&Path>,
+) -> Result<()> {
+    let mut test = workspace.cargo("test");
+    test.args(["--workspace", "--no-fail-fast"])
         .env("APPLIANCE_BIN", appliance)
-        .env("APPLIANCE_TEST_MODEL", model))
+        .env("APPLIANCE_TEST_MODEL", model);
+    if let Some(plugin) = plugin {
+        test.env(xla::VARIABLE, plugin);
+    }
+    run(&mut test)
 }
 
 /// Real clients in Python against the same server, with packages pinned by hash.

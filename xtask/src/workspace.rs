@@ -50,28 +50,30 @@ impl Workspace {
         command
     }
 
-    /// Builds the server and returns the path of its binary.
+    /// Builds the server, for tests together with them, and returns the path of its binary.
     pub(crate) fn appliance(&self, profile: Profile) -> Result<PathBuf> {
         let mut build = self.cargo("build");
-        let folder = match profile {
-            // Together with the tests, so that all are built once, with one set of features.
-            Profile::Dev => {
-                build.args(["--workspace", "--bins", "--tests"]);
-                "debug"
-            }
+        match profile {
+            // Together with the tests, so that all are built once, with one set of features. cargo
+            // puts a shared library (the stand-in for libnrt) where tests find it only if libraries
+            // are asked for; all of them are built anyway.
+            Profile::Dev => build.args(["--workspace", "--lib", "--bins", "--tests"]),
             Profile::Release => {
-                build.args(["--package", "appliance", "--bin", "appliance", "--release"]);
-                "release"
+                build.args(["--package", "appliance", "--bin", "appliance", "--release"])
             }
         };
         run(&mut build)?;
-        let binary = self
-            .metadata
-            .target_directory
-            .as_std_path()
-            .join(folder)
-            .join("appliance");
+        let binary = self.output(profile).join("appliance");
         ensure!(binary.is_file(), "cargo built no {}", binary.display());
         Ok(binary)
+    }
+
+    /// Where cargo puts what it builds.
+    pub(crate) fn output(&self, profile: Profile) -> PathBuf {
+        let folder = match profile {
+            Profile::Dev => "debug",
+            Profile::Release => "release",
+        };
+        self.metadata.target_directory.as_std_path().join(folder)
     }
 }
