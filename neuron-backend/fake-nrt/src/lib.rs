@@ -17,6 +17,7 @@ mod model;
 pub mod names;
 pub mod neff;
 mod process;
+pub mod program;
 mod runtime;
 pub mod sample;
 mod set;

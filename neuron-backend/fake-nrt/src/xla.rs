@@ -3,8 +3,9 @@
 
 use graph::Element;
 use graph::proto::HloModule;
-use pjrt::{Buffer, Client, CompileOptions, Executable, Plugin, Value};
+use pjrt::{Buffer, Client, Executable, Plugin, Value};
 
+use crate::program;
 use crate::settings::Settings;
 use crate::status::{Failure, refuse};
 
@@ -47,11 +48,8 @@ impl Devices {
     pub(crate) fn compile(&self, module: &[u8], ranks: u32) -> Result<Program, Failure> {
         let module = HloModule::from_bytes(module)
             .map_err(|error| refuse!(INVALID, "the NEFF's module: {error}"))?;
-        let options = CompileOptions {
-            replicas: ranks,
-            devices: Some(self.0.devices()[..ranks as usize].to_vec()),
-            ..CompileOptions::default()
-        };
+        let module = program::for_xla(&module).map_err(failure)?;
+        let options = program::options(ranks, self.0.devices());
         let program = self.0.compile(&module.to_bytes(), &options);
         Ok(Program(program.map_err(failure)?))
     }
