@@ -2,6 +2,7 @@
 
 mod bench;
 mod binary;
+mod bindings;
 mod cache;
 mod ci;
 mod deny;
@@ -41,6 +42,8 @@ enum Verb {
     Bench(bench::Arguments),
     /// Fetches and imports the default model into the user's cache folder, and prints where it is
     Model,
+    /// Holds the bindings of libnrt against our declarations, or an installed runtime's headers
+    Bindings(bindings::Arguments),
     /// Checks the rules of the house: who may import whom, and what may be in the repository
     House,
     /// Checks licences, sources and duplicates of what we depend on, with cargo-deny
@@ -70,6 +73,7 @@ fn perform(verb: Verb) -> Result<()> {
             println!("{}", model.display());
             Ok(())
         }
+        Verb::Bindings(arguments) => bindings::bindings(&workspace, &arguments),
         Verb::House => house::house(&workspace),
         Verb::Deny => deny::deny(&workspace),
         Verb::Ci => ci::ci(&workspace),
