@@ -117,24 +117,16 @@ impl Library {
         let path = PathBuf::from(place.name());
         let version = version(&nrt);
         if let Some(symbol) = missing(&nrt) {
-            let version = version.and_then(Result::ok);
             return Err(OpenError::Missing {
                 path,
-                version,
+                version: version.ok(),
                 symbol,
             });
         }
-        let version = match version {
-            Some(Ok(version)) => version,
-            Some(Err(status)) => return Err(OpenError::NoVersion { path, status }),
-            None => {
-                return Err(OpenError::Missing {
-                    path,
-                    version: None,
-                    symbol: "nrt_get_version",
-                });
-            }
-        };
+        let version = version.map_err(|status| OpenError::NoVersion {
+            path: path.clone(),
+            status,
+        })?;
         let nrta = (version >= ASYNCHRONOUS)
             .then(|| asynchronous(place.name()))
             .flatten();
@@ -276,10 +268,11 @@ fn missing(nrt: &Nrt) -> Option<&'static str> {
         .find_map(|(symbol, absent)| absent.then_some(symbol))
 }
 
-/// What the library says its version is, or the status that it answered with; `None` if it has no
-/// function to ask.
-fn version(nrt: &Nrt) -> Option<Result<Version, bindings::NRT_STATUS>> {
-    let ask = nrt.nrt_get_version.as_ref().ok()?;
+/// What the library says its version is, or the status that it answered with.
+fn version(nrt: &Nrt) -> Result<Version, bindings::NRT_STATUS> {
+    let Ok(ask) = &nrt.nrt_get_version else {
+        return Err(bindings::NRT_FAILURE);
+    };
     let mut version = nrt_version_t {
         rt_major: 0,
         rt_minor: 0,
@@ -290,15 +283,14 @@ fn version(nrt: &Nrt) -> Option<Result<Version, bindings::NRT_STATUS>> {
     };
     // SAFETY: it may be called at any time, and is told how much room there is.
     let status = unsafe { ask(&raw mut version, size_of::<nrt_version_t>()) };
-    Some(if status == bindings::NRT_SUCCESS {
-        Ok(Version {
-            major: version.rt_major,
-            minor: version.rt_minor,
-            patch: version.rt_patch,
-            maintenance: version.rt_maintenance,
-        })
-    } else {
-        Err(status)
+    if status != bindings::NRT_SUCCESS {
+        return Err(status);
+    }
+    Ok(Version {
+        major: version.rt_major,
+        minor: version.rt_minor,
+        patch: version.rt_patch,
+        maintenance: version.rt_maintenance,
     })
 }
 
