@@ -24,6 +24,7 @@ use crate::neff::{Header, HeaderError};
 mod job;
 mod memory;
 
+pub(crate) use job::kill_all_in;
 use job::{Ended, Job};
 pub use memory::available as available_memory;
 use memory::estimate;

@@ -10,6 +10,8 @@ use graph::{Form, Target, WeightFormat};
 use model::Decoder;
 use serde_json::Value;
 
+use crate::compile::kill_all_in;
+
 use super::{
     ArtifactError, Bundle, Compiled, Compiler, MANIFEST, Manifest, digest_of_file, facts,
     link_whole, module_key, move_whole, read_json, read_manifest, write_whole,
@@ -162,6 +164,7 @@ impl Store {
             Err(TryLockError::Error(error)) => return Err(written(error)),
         }
         let work = self.work();
+        kill_all_in(&work);
         match fs::remove_dir_all(&work) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(written(error)),
             _ => fs::create_dir_all(&work).map_err(written),

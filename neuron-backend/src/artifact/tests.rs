@@ -394,3 +394,22 @@ fn a_second_that_prepares_waits() {
         "what was left is cleared away"
     );
 }
+
+#[test]
+fn compilers_of_a_run_that_was_killed_are_killed() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::new(dir.path().join("store"));
+    let job = store.work().join("1-1");
+    fs::create_dir_all(&job).unwrap();
+    let mut left = std::process::Command::new("sleep")
+        .arg("600")
+        .current_dir(job)
+        .spawn()
+        .unwrap();
+    store.lock(|| {}).unwrap();
+    let status = left.wait().unwrap();
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&status),
+        Some(9)
+    );
+}

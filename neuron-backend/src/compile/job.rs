@@ -9,7 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::signal::{Signal, killpg};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::Pid;
 
@@ -162,6 +162,26 @@ impl Drop for Job {
         }
         let directory = self.directory.display();
         tracing::warn!(%directory, "the compiler's directory cannot be removed");
+    }
+}
+
+/// Kills every process that works in `directory` or below: what a run that was itself killed has
+/// left behind.
+pub(crate) fn kill_all_in(directory: &Path) {
+    let Ok(directory) = directory.canonicalize() else {
+        return;
+    };
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let works_in = fs::read_link(entry.path().join("cwd"));
+        if works_in.is_ok_and(|path| path.starts_with(&directory)) {
+            tracing::warn!(pid, "a compiler of an earlier run is killed");
+            // Its owner may be another, or it may be gone: nothing is to be done then.
+            kill(Pid::from_raw(pid), Signal::SIGKILL).ok();
+        }
     }
 }
 
