@@ -76,9 +76,11 @@ impl Narrow {
 /// The largest magnitude of `numbers`, 0 for none; not a number if one is not.
 #[inline]
 pub fn largest(numbers: impl IntoIterator<Item = f32>) -> f32 {
-    // As integers, magnitudes are in order, and what is not a number is above all.
-    let magnitudes = numbers.into_iter().map(|number| number.abs().to_bits());
-    f32::from_bits(magnitudes.fold(0, u32::max))
+    // As whole numbers magnitudes are in order, and what is not a number is above all. Signed ones,
+    // because any processor compares many of those at once.
+    let sizes = numbers.into_iter().map(|number| number.abs().to_bits());
+    let largest = sizes.fold(0, |largest: i32, size| largest.max(size.cast_signed()));
+    f32::from_bits(largest.cast_unsigned())
 }
 
 /// The E4M3 code nearest to `number`, ties to even, clamped to `max` (240 or 448). What is not a
@@ -117,13 +119,16 @@ pub fn from_e4m3(code: u8) -> f32 {
     if code >> 7 == 1 { -size } else { size }
 }
 
-/// The nearest whole number from -127 to 127, ties to even. What is not a number becomes 0.
+/// The nearest whole number from -127 to 127, ties to even. What is not a number becomes one: the
+/// channel's scale tells of it.
 #[inline]
 fn int8(number: f32) -> i8 {
-    let whole = number.round_ties_even().clamp(-INT8_MAX, INT8_MAX);
-    #[expect(clippy::cast_possible_truncation, reason = "it was clamped")]
-    let whole = whole as i8;
-    whole
+    /// The sum of this and a small number is rounded to a whole one, whose bits are the last.
+    const ROUNDS: f32 = 12_582_912.0;
+    let [whole, ..] = (number.clamp(-INT8_MAX, INT8_MAX) + ROUNDS)
+        .to_bits()
+        .to_le_bytes();
+    whole.cast_signed()
 }
 
 #[cfg(test)]

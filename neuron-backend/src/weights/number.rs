@@ -48,8 +48,10 @@ pub(super) fn largest_of(dtype: Dtype, bytes: &[u8]) -> f32 {
             narrow::largest(numbers.map(|one| f16::from_le_bytes(*one).to_f32()))
         }
         Dtype::Bf16 => {
+            // As whole numbers magnitudes are in order; see `narrow::largest`.
             let numbers = bytes.as_chunks().0.iter();
-            narrow::largest(numbers.map(|one| from_bf16(*one)))
+            let sizes = numbers.map(|one| i16::from_le_bytes(*one) & i16::MAX);
+            from_bf16(sizes.fold(0, i16::max).to_le_bytes())
         }
     }
 }

@@ -8,8 +8,12 @@ use super::Sink;
 use super::made::{Part, Shape};
 
 /// Rows and columns that are turned at once: what is written then is a whole line of the
-/// processor's cache or two, and all of it stays in the nearest cache meanwhile.
+/// processor's cache or two.
 const TILE: usize = 64;
+
+/// Inputs that are read of a row before the next is: a run that is long enough to be fetched ahead,
+/// while those of a tile's rows, converted, stay in the second cache.
+const RUN: usize = 8 * TILE;
 
 /// A matrix, and the tensors that it is made of.
 #[derive(Debug)]
@@ -65,6 +69,7 @@ impl<'a> Columns<'a> {
         // Whole tiles, where there is room for one.
         let most = (self.piece / (outputs * W).max(1)).max(1);
         let most = (most / TILE * TILE).max(most.min(TILE));
+        let mut lines = Box::new([[[0; W]; RUN]; TILE]);
         for first in (0..inputs).step_by(most) {
             let count = most.min(inputs - first);
             piece.resize(count * outputs * W, 0);
@@ -72,33 +77,34 @@ impl<'a> Columns<'a> {
                 piece.fill(0);
             }
             let own = first.min(self.shape.of.len())..(first + count).min(self.shape.of.len());
-            self.turn(&own, piece.as_chunks_mut().0, &convert);
+            self.turn(&own, &mut lines, piece.as_chunks_mut().0, &convert);
             sink.put(piece)?;
         }
         Ok(())
     }
 
-    /// Writes the numbers of these inputs to `out`, `[inputs, outputs]`.
+    /// Writes the numbers of these inputs to `out`, `[inputs, outputs]`; `lines` is scratch.
     fn turn<const W: usize>(
         &self,
         inputs: &Range<usize>,
+        lines: &mut [[[u8; W]; RUN]; TILE],
         out: &mut [[u8; W]],
         convert: &impl Fn(usize, Dtype, &[u8], &mut [[u8; W]]),
     ) {
-        let mut tile = [[[0; W]; TILE]; TILE];
+        let outputs = self.shape.outputs;
         for (tensor, part) in &self.tensors {
             for row in (0..part.rows.len()).step_by(TILE) {
                 let rows = TILE.min(part.rows.len() - row);
-                for input in inputs.clone().step_by(TILE) {
-                    let own = input..inputs.end.min(input + TILE);
-                    for (at, line) in tile[..rows].iter_mut().enumerate() {
-                        let read = self.line(tensor, part, row + at, &own);
-                        convert(read.column, read.dtype, read.bytes, &mut line[..own.len()]);
+                for input in inputs.clone().step_by(RUN) {
+                    let run = input..inputs.end.min(input + RUN);
+                    for (at, line) in lines[..rows].iter_mut().enumerate() {
+                        let read = self.line(tensor, part, row + at, &run);
+                        convert(read.column, read.dtype, read.bytes, &mut line[..run.len()]);
                     }
-                    for at in 0..own.len() {
-                        let place = (input - inputs.start + at) * self.shape.outputs;
-                        let out = &mut out[place + part.at + row..][..rows];
-                        (out.iter_mut().zip(&tile)).for_each(|(out, line)| *out = line[at]);
+                    let place = (input - inputs.start) * outputs + part.at + row;
+                    for (at, out) in out[place..].chunks_mut(outputs).take(run.len()).enumerate() {
+                        let numbers = out.iter_mut().zip(&lines[..rows]);
+                        numbers.for_each(|(out, line)| *out = line[at]);
                     }
                 }
             }
