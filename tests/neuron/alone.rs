@@ -4,7 +4,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use neuron_backend::nrt::Settings;
@@ -102,12 +102,8 @@ struct Folder(PathBuf);
 
 impl Folder {
     fn new(test: &str) -> Self {
-        let name = format!(
-            "appliance-{}-{}",
-            std::process::id(),
-            test.replace("::", "-")
-        );
-        let path = env::temp_dir().join(name);
+        let name = format!("{}-{}", std::process::id(), test.replace("::", "-"));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
         fs::create_dir_all(&path).expect("a folder for a test");
         Self(path)
     }

@@ -4,3 +4,4 @@
 
 mod alone;
 mod nrt;
+mod prepare;

@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 
+use crate::cache;
 use crate::run::output;
 use crate::workspace::Workspace;
 use compare::differences;
@@ -197,8 +198,7 @@ fn of_headers(folder: &Path) -> Result<String> {
             writeln!(all, "#include <{header}>")?;
         }
     }
-    let scratch = std::env::temp_dir().join(format!("appliance-bindings-{}", std::process::id()));
-    fs::create_dir_all(&scratch)?;
+    let scratch = cache::fresh(cache::folder()?.join("bindings"))?;
     let header = scratch.join("all.h");
     let text = fs::write(&header, all).map_err(Into::into).and_then(|()| {
         let mut command = bindgen(&header);
@@ -210,8 +210,7 @@ fn of_headers(folder: &Path) -> Result<String> {
         command.args(["--", "-x", "c", "-include", "assert.h", "-I"]);
         output(command.arg(folder))
     });
-    // What is left behind is a line or two in the folder for temporary files.
-    let _ = fs::remove_dir_all(&scratch);
+    cache::remove(&scratch)?;
     text
 }
 
