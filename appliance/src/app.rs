@@ -1,6 +1,7 @@
 //! Settings to a running server: each part is built from its own settings, in the order in which it
 //! is needed.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -79,6 +80,18 @@ pub enum Failure {
 }
 
 impl Failure {
+    /// What the environment has to say before the device can be used, if that is all that is wrong: the
+    /// program is to start itself again.
+    pub fn environment(&self) -> Option<&[(&'static str, OsString)]> {
+        match self {
+            Self::Model {
+                why: LoadError::Driver(DriverError::Environment { variables, .. }),
+                ..
+            } => Some(variables),
+            _ => None,
+        }
+    }
+
     /// [`USAGE`] where starting again with the same settings is no use, 70 where the device is lost,
     /// 1 where the host may be better next time, or not all requests had finished.
     pub fn code(&self) -> ExitCode {
@@ -293,7 +306,8 @@ fn load(
         precision: settings.dtype,
         replicas: settings.replicas.get(),
         artifacts: settings.artifacts.as_deref(),
-        dir: &dir,
+        patience: settings.device_timeout,
+        source: &settings.model.to_string(),
         decoder: &decoder,
         weights: &weights,
         demand: &demand,

@@ -1,7 +1,9 @@
 //! The devices that this binary knows, in order of preference: the one place above the backends that
 //! names them.
 
+use std::ffi::OsString;
 use std::path::Path;
+use std::time::Duration;
 
 use engine::{Backend, Demand, Device};
 use model::{Decoder, Weights};
@@ -23,12 +25,32 @@ pub enum DriverError {
     #[error("there is no device to run on: {0}")]
     None(String),
     /// The device has no such number format.
-    #[error("--dtype {dtype}: the {name} backend has bf16 and f32")]
+    #[error("--dtype {dtype}: the {name} backend has {has}")]
     Precision {
         /// The device's name.
         name: &'static str,
         /// The format asked for.
         dtype: &'static str,
+        /// Those that it has.
+        has: &'static str,
+    },
+    /// The device needs something that is compiled ahead.
+    #[error(
+        "the {name} backend runs modules that are compiled ahead: name the directory that appliance \
+         prepare made with --artifacts"
+    )]
+    Artifacts {
+        /// The device's name.
+        name: &'static str,
+    },
+    /// The process has to be started again with these variables before the device can be used:
+    /// nothing has been touched.
+    #[error("the {name} backend needs variables in the environment that are not set")]
+    Environment {
+        /// The device's name.
+        name: &'static str,
+        /// What they are to be.
+        variables: Vec<(&'static str, OsString)>,
     },
     /// The device could not open the model.
     #[error("the {name} backend cannot open the model: {why}")]
@@ -45,7 +67,7 @@ pub enum DriverError {
 struct Driver {
     choice: config::Backend,
     /// The device, or why it cannot be used.
-    probe: fn() -> Result<Device, &'static str>,
+    probe: fn() -> Result<Device, String>,
     open: fn(&Load<'_>) -> Opened,
 }
 
@@ -58,8 +80,10 @@ pub struct Load<'a> {
     pub replicas: u32,
     /// Where modules compiled ahead are.
     pub artifacts: Option<&'a Path>,
-    /// The model's directory.
-    pub dir: &'a Path,
+    /// How long a step may take before the device counts as hung.
+    pub patience: Duration,
+    /// Where the model came from.
+    pub source: &'a str,
     /// What is in it.
     pub decoder: &'a Decoder,
     /// Its weights.
@@ -75,17 +99,20 @@ type Opened = Result<Vec<Box<dyn Backend>>, DriverError>;
 const DRIVERS: [Driver; 3] = [
     Driver {
         choice: config::Backend::Neuron,
-        probe: || Err("this build has no driver for AWS Neuron devices; use auto or cpu"),
-        open: |_| Err(unopened(config::Backend::Neuron)),
+        probe: neuron_backend::probe,
+        open: open_neuron,
     },
     Driver {
         choice: config::Backend::Cuda,
-        probe: || Err("this build has no driver for NVIDIA GPUs; use auto or cpu"),
+        probe: || Err("this build has no driver for NVIDIA GPUs; use auto or cpu".to_owned()),
         open: |_| Err(unopened(config::Backend::Cuda)),
     },
     Driver {
         choice: config::Backend::Cpu,
-        probe: || cpu_backend::probe().ok_or("this processor lacks what the kernels need"),
+        probe: || {
+            let why = "this processor lacks what the kernels need";
+            cpu_backend::probe().ok_or(why.to_owned())
+        },
         open: open_cpu,
     },
 ];
@@ -134,7 +161,6 @@ fn pick(
             _ if choice != config::Backend::Auto && choice != driver.choice => {}
             Ok(device) => return Ok((driver, device)),
             Err(why) if choice == driver.choice => {
-                let why = why.to_owned();
                 return Err(DriverError::Absent { name, why });
             }
             Err(why) => missing.push(format!("{name}: {why}")),
@@ -149,8 +175,8 @@ fn open_cpu(load: &Load<'_>) -> Opened {
         config::Precision::Auto | config::Precision::Bf16 => cpu_backend::Precision::Bf16,
         config::Precision::F32 => cpu_backend::Precision::F32,
         config::Precision::Fp8 | config::Precision::Int8 => {
-            let dtype = load.precision.name();
-            return Err(DriverError::Precision { name, dtype });
+            let (dtype, has) = (load.precision.name(), "bf16 and f32");
+            return Err(DriverError::Precision { name, dtype, has });
         }
     };
     let cores = match load.demand.cores {
@@ -170,6 +196,44 @@ fn open_cpu(load: &Load<'_>) -> Opened {
         })
     });
     replicas.collect()
+}
+
+fn open_neuron(load: &Load<'_>) -> Opened {
+    let name = config::Backend::Neuron.name();
+    let format = match load.precision {
+        config::Precision::Auto => None,
+        config::Precision::Bf16 => Some(neuron_backend::WeightFormat::Bf16),
+        config::Precision::Fp8 => Some(neuron_backend::WeightFormat::Fp8),
+        config::Precision::Int8 => Some(neuron_backend::WeightFormat::Int8),
+        config::Precision::F32 => {
+            let (dtype, has) = (load.precision.name(), "bf16, fp8 and int8");
+            return Err(DriverError::Precision { name, dtype, has });
+        }
+    };
+    let artifacts = load.artifacts.ok_or(DriverError::Artifacts { name })?;
+    let opened = neuron_backend::open(&neuron_backend::Opening {
+        source: load.source,
+        decoder: load.decoder,
+        weights: load.weights,
+        store: &neuron_backend::artifact::Store::new(artifacts.to_owned()),
+        format,
+        demand: load.demand,
+        replicas: load.replicas,
+        patience: load.patience,
+    });
+    match opened {
+        Ok(replicas) => Ok(replicas.into_iter().map(|one| Box::new(one) as _).collect()),
+        Err(error) => Err(match error.environment() {
+            Some(variables) => DriverError::Environment {
+                name,
+                variables: variables.to_vec(),
+            },
+            None => DriverError::Open {
+                name,
+                why: error.to_string(),
+            },
+        }),
+    }
 }
 
 /// What a device that is never found says if it is opened all the same.
@@ -192,7 +256,7 @@ mod tests {
         }
     }
 
-    fn driver(choice: config::Backend, probe: fn() -> Result<Device, &'static str>) -> Driver {
+    fn driver(choice: config::Backend, probe: fn() -> Result<Device, String>) -> Driver {
         Driver {
             choice,
             probe,
@@ -203,7 +267,7 @@ mod tests {
     #[track_caller]
     fn check(choice: config::Backend, picked: Result<&str, &str>) {
         let drivers = Box::leak(Box::new([
-            driver(config::Backend::Neuron, || Err("none")),
+            driver(config::Backend::Neuron, || Err("none".to_owned())),
             driver(config::Backend::Cuda, || Ok(device())),
             driver(config::Backend::Cpu, || Ok(device())),
         ]));

@@ -1,16 +1,25 @@
 //! Where: AWS Trainium and Inferentia.
 
 pub mod artifact;
+mod backend;
 pub mod compile;
+mod fault;
 pub mod neff;
 #[doc(hidden)]
 pub mod nrt;
+mod open;
 pub mod plan;
 mod prepare;
+mod probe;
+mod rank;
 #[doc(hidden)]
 pub mod ranks;
+mod threads;
 #[doc(hidden)]
 pub mod weights;
 
+pub use backend::Neuron;
 pub use graph::{Activations, Bucket, KvFormat, LowerError, Target, WeightFormat, lower, text};
+pub use open::{OpenError, Opening, open};
 pub use prepare::{Event, Figures, PrepareError, Request, Summary, prepare, survey};
+pub use probe::probe;

@@ -67,6 +67,20 @@ impl Ask {
     }
 }
 
+impl Answer {
+    /// How likely a token is, if it is among those given.
+    pub(crate) fn logprob(&self, id: u32) -> Option<f32> {
+        let place = self.best.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(self.best[place].1)
+    }
+
+    /// How likely the least likely of those given is.
+    pub(crate) fn least(&self) -> f32 {
+        let logprobs = self.best.iter().map(|(_, logprob)| *logprob);
+        logprobs.fold(f32::INFINITY, f32::min)
+    }
+}
+
 impl Device {
     pub(crate) fn new(backend: Box<dyn Backend>, tolerance: f32) -> Self {
         Self { backend, tolerance }
@@ -114,15 +128,34 @@ impl Device {
         Ok(answers(&out))
     }
 
-    /// Fails unless two answers are the same, as near as the device promises.
+    /// Fails unless two answers are the same, as near as the device promises. Where not all tokens
+    /// are given, the last of them may differ if they are as likely.
     pub(crate) fn check_same(&self, what: &str, one: &Answer, other: &Answer) {
-        let ids = |answer: &Answer| answer.best.iter().map(|(id, _)| *id).collect::<Vec<_>>();
-        assert_eq!(ids(one), ids(other), "{what}: the tokens differ");
-        let pairs = one.best.iter().zip(&other.best);
-        let apart = pairs
-            .map(|(one, other)| (one.1 - other.1).abs())
-            .fold(0.0, f32::max);
-        assert!(apart <= self.tolerance, "{what}: {apart} apart");
+        assert_eq!(one.best.len(), other.best.len(), "{what}");
+        for (one, other) in [(one, other), (other, one)] {
+            for (id, logprob) in &one.best {
+                let found = other.logprob(*id).unwrap_or(other.least());
+                let apart = (logprob - found).abs();
+                assert!(apart <= self.tolerance, "{what}: {id} is {apart} apart");
+            }
+        }
+    }
+}
+
+/// The least that numbers are allowed to be apart where they are worked out in different ways.
+const NEAR: f32 = 1e-3;
+
+impl Device {
+    /// Fails unless two numbers are nearly the same.
+    pub(crate) fn check_near(&self, what: &str, one: f32, other: f32) {
+        let near = self.tolerance.max(NEAR);
+        assert!((one - other).abs() < near, "{what}: {one}, not {other}");
+    }
+
+    /// Fails unless `one` is below `other`, or nearly so.
+    pub(crate) fn check_below(&self, what: &str, one: f32, other: f32) {
+        let near = self.tolerance.max(NEAR);
+        assert!(one < other + near, "{what}: {one} is above {other}");
     }
 }
 

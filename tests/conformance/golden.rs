@@ -91,7 +91,7 @@ fn greedy_answers_of_the_default_model_are_those_of_transformers() {
 }
 
 /// The most likely tokens after `prompt`, one after the other.
-fn greedy(device: &mut Device, prompt: &[u32], count: usize) -> Vec<u32> {
+pub(crate) fn greedy(device: &mut Device, prompt: &[u32], count: usize) -> Vec<u32> {
     let pages = device.pages(0, prompt.len() + count);
     let mut tokens = prompt.to_vec();
     let mut position = 0;
@@ -105,7 +105,7 @@ fn greedy(device: &mut Device, prompt: &[u32], count: usize) -> Vec<u32> {
 }
 
 /// The largest error of a logit.
-fn furthest(answer: &Answer, logits: &[f32]) -> f32 {
+pub(crate) fn furthest(answer: &Answer, logits: &[f32]) -> f32 {
     assert_eq!(answer.best.len(), logits.len());
     let errors = answer
         .best

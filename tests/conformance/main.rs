@@ -3,16 +3,17 @@
 mod checks;
 mod device;
 mod golden;
+mod neuron;
 
 use appliance_tests::Model;
 use device::Device;
 
-/// Runs all checks on the devices that `$open` gives, one each.
+/// Runs all checks by `$run`, which takes the name of the test and the check and gives it a device.
 macro_rules! conformance {
-    ($device:ident, $open:expr) => {
+    ($device:ident, $run:path) => {
         mod $device {
             conformance!(
-                $open,
+                $device, $run,
                 alone_or_in_company_is_the_same,
                 a_copied_page_is_as_good,
                 a_mask_shares_the_probability_among_the_allowed,
@@ -28,20 +29,26 @@ macro_rules! conformance {
             );
         }
     };
-    ($open:expr, $($check:ident,)*) => {
+    ($device:ident, $run:path, $($check:ident,)*) => {
         $(
             #[test]
             fn $check() {
-                crate::checks::$check(&mut $open);
+                let name = concat!(stringify!($device), "::", stringify!($check));
+                $run(name, crate::checks::$check);
             }
         )*
     };
 }
 
-conformance!(cpu, crate::cpu());
+conformance!(cpu, crate::cpu);
+conformance!(neuron_on_one_rank, crate::neuron::one);
+conformance!(neuron_on_two_ranks, crate::neuron::two);
+conformance!(neuron_on_four_ranks, crate::neuron::four);
+conformance!(neuron_in_bf16, crate::neuron::bf16);
 
 /// The CPU backend promises the same to the bit.
-fn cpu() -> Device {
+fn cpu(_: &str, check: fn(&mut Device)) {
     let precision = cpu_backend::Precision::Bf16;
-    Device::new(golden::open_cpu(&Model::random().path, precision), 0.0)
+    let backend = golden::open_cpu(&Model::random().path, precision);
+    check(&mut Device::new(backend, 0.0));
 }

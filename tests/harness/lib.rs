@@ -8,6 +8,7 @@ pub mod golden;
 pub mod http;
 pub mod metrics;
 pub mod models;
+pub mod neuron;
 pub mod server;
 #[cfg(test)]
 mod specification;
@@ -17,6 +18,7 @@ pub use answer::Answer;
 pub use http::{Connection, Request, Response};
 pub use metrics::Metrics;
 pub use models::Model;
+pub use neuron::Fake;
 pub use server::{Ended, Server, appliance};
 pub use sse::{Event, Stream};
 

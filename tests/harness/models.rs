@@ -279,7 +279,12 @@ pub(crate) fn put(directory: &Path, file: &str, bytes: &[u8]) {
 
 /// `target/tmp/models/NAME`, made if missing.
 pub(crate) fn directory(name: &str) -> PathBuf {
-    let path = scratch().join("models").join(name);
+    directory_in("models", name)
+}
+
+/// `target/tmp/KIND/NAME`, made if missing.
+pub(crate) fn directory_in(kind: &str, name: &str) -> PathBuf {
+    let path = scratch().join(kind).join(name);
     fs::create_dir_all(&path).expect("a directory under target");
     path
 }

@@ -107,7 +107,7 @@ fn ended_within(child: &mut Child, bound: Duration) -> Option<ExitStatus> {
     }
 }
 
-fn log_path(kind: &str) -> PathBuf {
+pub(crate) fn log_path(kind: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let directory = scratch().join("logs");
     fs::create_dir_all(&directory).expect("a directory under target");

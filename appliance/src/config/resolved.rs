@@ -94,6 +94,8 @@ settings! {
     replicas: NonZeroU32, "replicas" = "1";
     /// Where the neuron backend finds what appliance prepare compiled: a directory. Only that backend needs it.
     artifacts: Option<PathBuf>, "artifacts" = "auto";
+    /// How long a step of the device may take before it counts as hung and the server ends: never less than ten times what steps take.
+    device_timeout: Duration, "device-timeout" = "30s";
     /// The number format of the weights; auto is what suits the device. fp8 and int8 need a device that has them.
     dtype: Precision, "dtype" = "auto";
     /// The most tokens of a sequence, prompt and output together; auto is the model's own limit.

@@ -1,0 +1,401 @@
+//! From a bundle to devices that take steps. Nothing is compiled here: what is missing is refused,
+//! with the command that makes it, before the device is touched.
+
+use std::ffi::OsString;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use std::{fs, io, thread};
+
+use engine::Demand;
+use graph::{Bucket, Form, FormError, Packer, Port, Target, WeightFormat};
+use model::{Decoder, Weights};
+
+use crate::artifact::{Bundle, Need, Store, StoreError};
+use crate::backend::{Neuron, State};
+use crate::nrt::{self, InstanceInfo, Libnrt, NrtError, Runtime, Settings, StartError};
+use crate::rank::{Module, Piece, Rank, is_shared};
+use crate::ranks::{self, Lost, Places, Ranks};
+use crate::weights::{Source, Writer};
+
+/// The variable that says how many physical cores make a logical one.
+const LOGICAL: &str = "NEURON_LOGICAL_NC_CONFIG";
+
+/// Pieces that wait for a rank while it writes one.
+const WAITING: usize = 1;
+
+/// What is to be opened.
+#[derive(Clone, Copy, Debug)]
+pub struct Opening<'a> {
+    /// The model's source, for the words of a refusal.
+    pub source: &'a str,
+    /// The model.
+    pub decoder: &'a Decoder,
+    /// Its weights.
+    pub weights: &'a Weights,
+    /// Where its modules are.
+    pub store: &'a Store,
+    /// How weights are to be held; `None` takes what was prepared.
+    pub format: Option<WeightFormat>,
+    /// What is wanted.
+    pub demand: &'a Demand,
+    /// How many devices, each on cores of its own.
+    pub replicas: u32,
+    /// How long a step may take at the least, before it counts as hung.
+    pub patience: Duration,
+}
+
+/// Why a model was not opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The runtime is not installed, or not one that can be used.
+    #[error(transparent)]
+    Library(#[from] nrt::OpenError),
+    /// The runtime does not know where it is.
+    #[error("{0}. Is the driver loaded? `ls /dev/neuron*` and `modinfo neuron` tell")]
+    Instance(NrtError),
+    /// An instance that this version does not know.
+    #[error(
+        "the runtime says family {} of {}, which this version does not know: it serves Inferentia2, \
+         Trainium1, Trainium2 and Trainium3",
+        .0.family, .0.architecture
+    )]
+    Unknown(InstanceInfo),
+    /// The environment says something senseless.
+    #[error("{LOGICAL} is {value:?}, and {target} has logical cores of {allowed:?} physical ones")]
+    Logical {
+        /// What it says.
+        value: String,
+        /// The device.
+        target: Target,
+        /// What it may say.
+        allowed: &'static [u32],
+    },
+    /// More cores are needed than there are.
+    #[error(
+        "{replicas} replicas on {cores} cores leave none for some: ask for fewer with --replicas"
+    )]
+    Cores {
+        /// How many were asked for.
+        replicas: u32,
+        /// Logical cores of the instance.
+        cores: u32,
+    },
+    /// No bundle can be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A module cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Read {
+        /// Its file.
+        path: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The process has to be started again with these variables: nothing has been touched.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// The bundle is of a form that this model cannot have.
+    #[error(transparent)]
+    Form(#[from] FormError),
+    /// No threads.
+    #[error(transparent)]
+    Threads(#[from] ranks::StartError),
+    /// A rank failed.
+    #[error("{what}: {why}{}", advice(.why))]
+    Rank {
+        /// What was being done.
+        what: &'static str,
+        /// What the runtime said.
+        why: NrtError,
+    },
+    /// A rank is gone.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+impl OpenError {
+    /// The variables that the process has to be started again with, if that is all that is wrong.
+    pub fn environment(&self) -> Option<&[(&'static str, OsString)]> {
+        match self {
+            Self::Start(StartError::Environment(variables)) => Some(variables),
+            _ => None,
+        }
+    }
+}
+
+/// What to do where memory ran out, which is what mostly goes wrong.
+fn advice(why: &NrtError) -> &'static str {
+    match why.status == nrt::Status::RESOURCE {
+        true => {
+            ". The device's memory is full: prepare the model with fewer KV pages (--kv-pages), fewer \
+             or smaller buckets, more ranks (--tp) or --dtype fp8"
+        }
+        false => "",
+    }
+}
+
+/// The device as it is set up.
+#[derive(Clone, Copy, Debug)]
+struct Here {
+    target: Target,
+    lnc: u32,
+    /// Logical cores of the instance.
+    cores: u32,
+}
+
+/// Opens the bundle that suits best, on as many groups of cores as there are replicas.
+///
+/// # Errors
+/// Whatever keeps the model from running here, with what to do. Where it is the environment of the
+/// process, [`OpenError::environment`] says what it has to be.
+pub fn open(opening: &Opening<'_>) -> Result<Vec<Neuron>, OpenError> {
+    let libnrt = Libnrt::open(None)?;
+    let here = here(&libnrt)?;
+    let each = here.cores / opening.replicas.max(1);
+    if each == 0 {
+        return Err(OpenError::Cores {
+            replicas: opening.replicas,
+            cores: here.cores,
+        });
+    }
+    let bundle = opening.store.find(&Need {
+        source: opening.source,
+        decoder: opening.decoder,
+        target: here.target,
+        lnc: here.lnc,
+        cores: each,
+        weights: opening.format,
+        demand: opening.demand,
+    })?;
+    let form = &bundle.manifest().form;
+    let used = 0..form.ranks * opening.replicas.max(1);
+    let settings = Settings {
+        refuse_nan: true,
+        ..Settings::new(used, here.lnc)
+    };
+    tracing::info!(
+        target = here.target.name(),
+        bundle = %bundle.directory().display(),
+        ranks = form.ranks,
+        replicas = opening.replicas,
+        "opening"
+    );
+    let runtime = Runtime::start(libnrt, &settings)?;
+    let replicas = (0..opening.replicas.max(1)).map(|replica| {
+        let first = replica * form.ranks;
+        replica_on(&runtime, opening, &bundle, here, first..first + form.ranks)
+    });
+    replicas.collect()
+}
+
+/// Asks the runtime what is here.
+fn here(libnrt: &Libnrt) -> Result<Here, OpenError> {
+    let instance = libnrt.instance().map_err(OpenError::Instance)?;
+    let target = instance.target();
+    let target = target.ok_or_else(|| OpenError::Unknown(instance))?;
+    let allowed = target.facts().logical;
+    let lnc = match std::env::var(LOGICAL) {
+        Ok(value) => {
+            let known = value.parse().ok().filter(|lnc| allowed.contains(lnc));
+            known.ok_or(OpenError::Logical {
+                value,
+                target,
+                allowed,
+            })?
+        }
+        Err(_) => target.default_logical(),
+    };
+    Ok(Here {
+        target,
+        lnc,
+        cores: libnrt.total_cores().map_err(OpenError::Instance)?,
+    })
+}
+
+/// Opens one replica on these cores.
+fn replica_on(
+    runtime: &Runtime,
+    opening: &Opening<'_>,
+    bundle: &Bundle,
+    here: Here,
+    cores: Range<u32>,
+) -> Result<Neuron, OpenError> {
+    let manifest = bundle.manifest();
+    let form = &manifest.form;
+    let buckets: Vec<_> = manifest
+        .modules
+        .iter()
+        .map(|module| module.bucket)
+        .collect();
+    let packer = Packer::new(opening.decoder, form, &buckets)?;
+    let places = places(here, cores.clone());
+    let mut ranks: Ranks<State> = Ranks::start(form.ranks as usize, &places, |_| None)?;
+    let ports = shared_ports(bundle);
+    allocate(&mut ranks, runtime, cores.start, &ports)?;
+    upload(&mut ranks, opening, form, &ports)?;
+    load(&mut ranks, bundle)?;
+    let warm: Arc<[Bucket]> = buckets.clone().into();
+    on_each(&mut ranks, "warming up", move |_, rank| rank.warm(&warm))?;
+    for core in cores {
+        if let Ok(Some(memory)) = runtime.memory(core) {
+            let (used_mib, limit_mib) = (memory.used >> 20, memory.limit >> 20);
+            tracing::info!(core, used_mib, limit_mib, "device memory");
+        }
+    }
+    let vocabulary = opening.decoder.vocabulary;
+    Ok(Neuron::new(
+        ranks,
+        packer,
+        form,
+        &buckets,
+        vocabulary,
+        opening.patience,
+    ))
+}
+
+/// Threads near the chips of their cores.
+fn places(here: Here, cores: Range<u32>) -> Places {
+    let chip = here.target.facts().logical_cores(here.lnc);
+    Places::near(Path::new("/sys"), here.target, cores, chip)
+}
+
+/// What all modules of a rank have in common.
+fn shared_ports(bundle: &Bundle) -> Arc<[Port]> {
+    let mut ports: Vec<Port> = Vec::new();
+    for module in &bundle.manifest().modules {
+        for port in module.layout.inputs.iter().filter(|port| is_shared(port)) {
+            if !ports.iter().any(|known| known.name == port.name) {
+                ports.push(port.clone());
+            }
+        }
+    }
+    ports.into()
+}
+
+fn allocate(
+    ranks: &mut Ranks<State>,
+    runtime: &Runtime,
+    first: u32,
+    ports: &Arc<[Port]>,
+) -> Result<(), OpenError> {
+    let (ports, count) = (Arc::clone(ports), ranks.count());
+    let runtime = runtime.clone();
+    let made = ranks.each(move |index, state| {
+        // There are fewer ranks than cores.
+        let place = nrt::Rank {
+            index: u32::try_from(index).unwrap_or(u32::MAX),
+            count: u32::try_from(count).unwrap_or(u32::MAX),
+        };
+        *state = Some(Rank::new(&runtime, first + place.index, place, &ports)?);
+        Ok(())
+    });
+    checked("making room for weights and KV", made)
+}
+
+/// Writes the weights: for each rank a thread here makes pieces, and the rank's own writes them.
+fn upload(
+    ranks: &mut Ranks<State>,
+    opening: &Opening<'_>,
+    form: &Form,
+    ports: &Arc<[Port]>,
+) -> Result<(), OpenError> {
+    let start = Instant::now();
+    let source = Source::new(opening.decoder, opening.weights, form)?;
+    let channels = (0..ranks.count()).map(|_| sync_channel(WAITING));
+    let (senders, receivers): (Vec<_>, Vec<_>) = channels.unzip();
+    let receivers: Vec<Mutex<Option<Receiver<Piece>>>> = receivers
+        .into_iter()
+        .map(|receiver| Mutex::new(Some(receiver)))
+        .collect();
+    let flight = ranks.begin(move |index, state| {
+        let mut receiver = receivers[index]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        match (state, receiver.take()) {
+            (Some(rank), Some(pieces)) => rank.write(&pieces),
+            _ => Ok(()),
+        }
+    });
+    let bytes = thread::scope(|scope| {
+        let writers: Vec<_> = (0..)
+            .zip(senders)
+            .map(|(rank, pieces)| {
+                let mut writer = source.writer(rank);
+                scope.spawn(move || make(&mut writer, ports, &pieces))
+            })
+            .collect();
+        let bytes = writers.into_iter().map(|writer| writer.join().unwrap_or(0));
+        bytes.sum::<u64>()
+    });
+    checked("writing the weights", flight.join())?;
+    let seconds = start.elapsed().as_secs_f64();
+    tracing::info!(mib = bytes >> 20, seconds, "weights written");
+    Ok(())
+}
+
+/// Makes the pieces of a rank, until it takes no more: it says itself why.
+fn make(writer: &mut Writer<'_>, ports: &[Port], pieces: &SyncSender<Piece>) -> u64 {
+    let mut bytes = 0;
+    for port in ports {
+        let name: Arc<str> = port.name.as_str().into();
+        let sent = writer.write(port.content, |offset, bytes| {
+            pieces.send(Piece {
+                port: Arc::clone(&name),
+                offset,
+                bytes: bytes.to_vec(),
+            })
+        });
+        match sent {
+            Ok(written) => bytes += written,
+            Err(_) => break,
+        }
+    }
+    bytes
+}
+
+fn load(ranks: &mut Ranks<State>, bundle: &Bundle) -> Result<(), OpenError> {
+    for module in &bundle.manifest().modules {
+        let start = Instant::now();
+        let path = bundle.neff(module.bucket);
+        let neff = fs::read(&path).map_err(|source| OpenError::Read {
+            path: path.display().to_string(),
+            source,
+        })?;
+        let module = Arc::new(Module {
+            bucket: module.bucket,
+            layout: module.layout.clone(),
+            neff,
+        });
+        let name = module.bucket.name();
+        on_each(ranks, "loading a module", move |_, rank| rank.load(&module))?;
+        let seconds = start.elapsed().as_secs_f64();
+        tracing::info!(module = name, seconds, "loaded");
+    }
+    Ok(())
+}
+
+fn on_each(
+    ranks: &mut Ranks<State>,
+    what: &'static str,
+    job: impl Fn(usize, &mut Rank) -> Result<(), NrtError> + Send + Sync + 'static,
+) -> Result<(), OpenError> {
+    let done = ranks.each(move |index, state| match state {
+        Some(rank) => job(index, rank),
+        None => Ok(()),
+    });
+    checked(what, done)
+}
+
+/// The first thing that went wrong.
+fn checked(
+    what: &'static str,
+    results: Vec<Result<Result<(), NrtError>, Lost>>,
+) -> Result<(), OpenError> {
+    for result in results {
+        result?.map_err(|why| OpenError::Rank { what, why })?;
+    }
+    Ok(())
+}
