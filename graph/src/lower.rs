@@ -211,6 +211,6 @@ mod tests {
             .filter(|shape| shape.dimensions.len() == 4)
             .map(|shape| 4 * shape.dimensions.iter().product::<i64>())
             .max();
-        assert_eq!(largest, Some(64 << 20));
+        assert_eq!(largest, Some(8 << 20));
     }
 }

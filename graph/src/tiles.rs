@@ -1,17 +1,16 @@
 //! How attention is cut, so that no tensor of scores grows with the context.
 
-/// What attention computes at once. Scores of `queries x positions` are the largest tensors of a
-/// step: a chunk of 2048 tokens over a context of 32,768 would have 4 GiB of them for 16 heads, if
+/// What attention computes at once. Scores of `queries x positions` would be the largest tensors of
+/// a step: a chunk of 2048 tokens over a context of 32,768 would have 4 GiB of them for 16 heads, if
 /// they were computed in one piece, and the device would write and read each of them thrice.
 /// Instead, tiles of own tokens attend to segments of positions, one after the other, and what each
 /// segment gave is rescaled as a greater maximum is found (online softmax).
 ///
-/// Every tile adds instructions, of which a module may have but 5,000,000 after the compiler has
-/// unrolled them, so tiles are as large as is still cheap. The sizes are powers of two, and the
-/// usual ones are a choice to be measured on hardware:
-/// 1024 tokens x 2048 positions x 8 heads in F32 are the 64 MiB that a tensor of scores may take,
-/// 0.4 % of a core's memory; smaller ones would not fit the 24 MiB on the chip either, as the
-/// compiler tiles again within.
+/// Every tile adds instructions, and a module with more of them takes more time and memory to
+/// compile, so tiles are as large as what they need at one time stays on the chip: scores and their
+/// exponentials beside each other, or keys and values, in the 24 MiB of a core. What does not fit
+/// is written to the device's memory and read again; for keys and values of many rows that is
+/// three times the traffic of a whole step. The usual sizes are to be measured on hardware.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Tiles {
     /// Own tokens of a tile, at the most.
@@ -26,9 +25,9 @@ pub struct Tiles {
 impl Default for Tiles {
     fn default() -> Self {
         Self {
-            queries: 1024,
+            queries: 512,
             positions: 2048,
-            bytes: 64 << 20,
+            bytes: 8 << 20,
         }
     }
 }
@@ -65,10 +64,10 @@ pub(crate) struct Cutting {
 
 impl Tiles {
     pub(crate) fn cut(&self, extent: &Extent) -> Cutting {
-        let wanted = if extent.tokens == 1 {
-            u32::MAX
-        } else {
-            self.positions
+        let longest = extent.tokens.max(extent.pages * extent.page_tokens);
+        let wanted = match extent.tokens {
+            1 => longest,
+            _ => longest.min(self.positions),
         };
         let rows = u64::from(extent.rows);
         let column = |queries: u32| rows * u64::from(extent.heads) * u64::from(queries) * 4;
@@ -108,7 +107,7 @@ mod tests {
     #[test]
     fn a_chunk_attends_to_two_thousand_positions_at_once() {
         let cutting = Tiles::default().cut(&EXTENT);
-        assert_eq!((cutting.queries, cutting.positions), (1024, 2048));
+        assert_eq!((cutting.queries, cutting.positions), (128, 2048));
         assert_eq!(cutting.pages, 64);
     }
 
@@ -116,7 +115,7 @@ mod tests {
     fn scores_and_keys_stay_within_their_bytes() {
         let tiles = Tiles::default();
         for heads in [1, 8, 32, 64] {
-            for (rows, tokens) in [(1, 1), (1, 512), (1, 8192), (4, 128), (64, 1), (256, 1)] {
+            for (rows, tokens) in [(1, 1), (1, 512), (1, 8192), (2, 128), (64, 1), (256, 1)] {
                 let extent = Extent {
                     rows,
                     tokens,
@@ -137,10 +136,21 @@ mod tests {
     fn a_row_of_one_token_attends_to_a_long_context_at_once() {
         let extent = Extent {
             tokens: 1,
-            pages: 4096,
+            pages: 512,
             ..EXTENT
         };
-        assert_eq!(Tiles::default().cut(&extent).pages, 4096);
+        assert_eq!(Tiles::default().cut(&extent).pages, 512);
+    }
+
+    #[test]
+    fn a_chunk_of_which_all_scores_fit_is_one_tile() {
+        let extent = Extent {
+            tokens: 512,
+            pages: 16,
+            ..EXTENT
+        };
+        let cutting = Tiles::default().cut(&extent);
+        assert_eq!((cutting.queries, cutting.pages), (512, 16));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! It writes what `neuronx-cc` is known to read: row-major layouts, static shapes, ids that are
 //! dense and below 2^31, names of inputs and outputs as attributes, aliases that must be kept. The
-//! same calls always give the same bytes.
+//! same calls always give the same bytes, and what was built before is not built again: the masks
+//! of all layers are one.
 
 mod module;
 mod ops;
@@ -10,7 +11,9 @@ mod reducers;
 mod shape;
 mod value;
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
+
+use prost::Message as _;
 
 use crate::element::Element;
 use crate::proto::{HloInstruction, Literal};
@@ -29,8 +32,8 @@ pub struct Builder {
     parameters: Vec<(String, Value)>,
     /// Computations that are called, in the order of their first use: ids 1, 2, ..
     reducers: Vec<(Reducer, Element)>,
-    /// Scalars there are already.
-    scalars: BTreeMap<(Element, u32), Value>,
+    /// What each instruction without a name gives, by its bytes.
+    known: HashMap<Vec<u8>, Value>,
 }
 
 impl Builder {
@@ -41,7 +44,7 @@ impl Builder {
             instructions: Vec::new(),
             parameters: Vec::new(),
             reducers: Vec::new(),
-            scalars: BTreeMap::new(),
+            known: HashMap::new(),
         }
     }
 
@@ -68,20 +71,13 @@ impl Builder {
         Ok(value)
     }
 
-    /// A scalar; the same scalar is one instruction.
+    /// A scalar.
     pub fn scalar(&mut self, constant: Constant) -> Value {
-        let key = (constant.element(), constant.bits());
-        if let Some(value) = self.scalars.get(&key) {
-            return value.clone();
-        }
-        let literal = literal(&[constant], &[]);
         let instruction = HloInstruction {
-            literal: Some(literal),
+            literal: Some(literal(&[constant], &[])),
             ..instruction("constant", &[])
         };
-        let value = self.add(instruction, constant.element(), &[]);
-        self.scalars.insert(key, value.clone());
-        value
+        self.add(instruction, constant.element(), &[])
     }
 
     /// A vector of these numbers, all of one type.
@@ -126,13 +122,21 @@ impl Builder {
         Ok(self.add(instruction, element, dims))
     }
 
+    /// Adds an instruction, unless there is the same already. None has an effect beside its value.
     fn add(&mut self, instruction: HloInstruction, element: Element, dims: &[u32]) -> Value {
-        let id = self.instructions.len();
-        self.instructions.push(HloInstruction {
+        let instruction = HloInstruction {
             shape: Some(shape::array(element, dims)),
             ..instruction
-        });
-        Value::new(id, element, dims)
+        };
+        let bytes = instruction.encode_to_vec();
+        let is_named = !instruction.name.is_empty();
+        if let Some(value) = self.known.get(&bytes).filter(|_| !is_named) {
+            return value.clone();
+        }
+        let value = Value::new(self.instructions.len(), element, dims);
+        self.instructions.push(instruction);
+        self.known.insert(bytes, value.clone());
+        value
     }
 }
 

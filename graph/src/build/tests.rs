@@ -91,6 +91,19 @@ fn a_constant_is_in_the_module_once() {
 }
 
 #[test]
+fn what_was_built_before_is_not_built_again() {
+    let (mut b, x, y) = started();
+    let twice = |b: &mut Builder, value: &Value| b.binary(Binary::Add, value, value).unwrap();
+    let first = twice(&mut b, &x);
+    assert_eq!(first, twice(&mut b, &x));
+    assert_ne!(first, twice(&mut b, &y));
+    let other = b.binary(Binary::Multiply, &x, &x).unwrap();
+    assert_ne!(first, other);
+    let again = b.parameter("x again", "x", F32, &[4, 8]).unwrap();
+    assert_ne!(x, again);
+}
+
+#[test]
 fn outputs_and_inputs_are_named_and_aliased() {
     let module = sample();
     let entry = module.computations.last().unwrap();

@@ -82,17 +82,6 @@ impl Constant {
             Self::Bf16(_) => Element::Bf16,
         }
     }
-
-    /// Its bits, to tell constants apart.
-    pub(super) fn bits(self) -> u32 {
-        match self {
-            Self::Pred(truth) => u32::from(truth),
-            Self::S32(number) => number.cast_unsigned(),
-            Self::U32(number) => number,
-            Self::F32(number) => number.to_bits(),
-            Self::Bf16(number) => u32::from(number.to_bits()),
-        }
-    }
 }
 
 /// An instruction whose operands do not fit it: a mistake in a lowering, or sizes that it does not

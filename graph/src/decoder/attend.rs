@@ -58,33 +58,39 @@ impl Lowering<'_> {
         for tokens in pieces(rows.tokens, cutting.queries) {
             let tile = self.tile(&queries, tokens, rows)?;
             let attended = self.attend_own(&tile, own, rows, cutting)?;
-            let attended = self.attend_before(attended, &tile, before, rows)?;
-            tiles.push(self.side_by_side(&attended, &tile, rows)?);
+            tiles.push((tile, attended));
         }
-        let tiles: Vec<_> = tiles.iter().collect();
+        self.attend_before(&mut tiles, before, rows)?;
+        let parts = tiles.iter();
+        let parts = parts.map(|(tile, attended)| self.side_by_side(attended, tile, rows));
+        let parts = parts.collect::<Result<Vec<_>, _>>()?;
+        let parts: Vec<_> = parts.iter().collect();
         let b = &mut self.builder;
-        let whole = b.concatenate(&tiles, 1)?;
+        let whole = b.concatenate(&parts, 1)?;
         let width = self.cut.heads * self.decoder.attention.head_size;
         Ok(b.reshape(&whole, &[rows.rows * rows.tokens, width])?)
     }
 
-    /// Adds what a tile attends to in pages before.
+    /// Adds what tiles attend to in pages before. All tiles attend to a segment before any attends
+    /// to the next, so that keys and values of one segment are needed at a time.
     fn attend_before(
         &mut self,
-        mut attended: Attended,
-        tile: &Tile,
+        tiles: &mut [(Tile, Attended)],
         before: &[Segment],
         rows: &Rows,
-    ) -> Result<Attended, LowerError> {
+    ) -> Result<(), LowerError> {
         let mut first = 0;
         for segment in before {
             let count = segment.keys.dims()[1];
             let span = Span { first, count };
-            let mask = self.mask_before(tile, span, rows)?;
-            attended = self.absorb(Some(attended), tile, segment, Some(&mask), rows)?;
+            for (tile, attended) in &mut *tiles {
+                let mask = self.mask_before(tile, span, rows)?;
+                let so_far = Some(attended.clone());
+                *attended = self.absorb(so_far, tile, segment, Some(&mask), rows)?;
+            }
             first = span.end();
         }
-        Ok(attended)
+        Ok(())
     }
 
     /// What the queries of one token of each row, `[R, K * G * D]`, attend to.
@@ -108,8 +114,10 @@ impl Lowering<'_> {
         let tile = self.tile(&queries_apart, token, &single)?;
         let mask = self.mask_asked(rows.tokens, &single, asked)?;
         let attended = self.absorb(None, &tile, own, Some(&mask), &single)?;
-        let attended = self.attend_before(attended, &tile, before, &single)?;
-        let out = self.side_by_side(&attended, &tile, &single)?;
+        let mut tiles = [(tile, attended)];
+        self.attend_before(&mut tiles, before, &single)?;
+        let [(tile, attended)] = &tiles;
+        let out = self.side_by_side(attended, tile, &single)?;
         Ok(self.builder.reshape(&out, queries.dims())?)
     }
 
