@@ -3,7 +3,7 @@
 pub mod artifact;
 mod backend;
 pub mod compile;
-mod fault;
+pub mod fault;
 pub mod neff;
 #[doc(hidden)]
 pub mod nrt;
