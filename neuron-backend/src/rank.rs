@@ -115,9 +115,11 @@ impl Rank {
 
     /// Loads a module and binds all that it lists. All ranks load the same one at the same time.
     pub(crate) fn load(&mut self, module: &Module) -> Result<(), NrtError> {
-        let model = match self.place.count {
-            1 => Model::load(&self.runtime, &module.neff, self.core)?,
-            _ => Model::load_collectives(&self.runtime, &module.neff, self.core, self.place)?,
+        // Copies need no other rank.
+        let together = self.place.count > 1 && matches!(module.bucket, Bucket::Step { .. });
+        let model = match together {
+            true => Model::load_collectives(&self.runtime, &module.neff, self.core, self.place)?,
+            false => Model::load(&self.runtime, &module.neff, self.core)?,
         };
         let own = self.own_tensors(module)?;
         let (mut inputs, mut outputs) = (

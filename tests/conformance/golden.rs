@@ -95,11 +95,15 @@ pub(crate) fn greedy(device: &mut Device, prompt: &[u32], count: usize) -> Vec<u
     let pages = device.pages(0, prompt.len() + count);
     let mut tokens = prompt.to_vec();
     let mut position = 0;
+    let most = device.profile().prefill.most() as usize;
     while tokens.len() < prompt.len() + count {
-        let ask = Ask::at(len(position), &tokens[position..], &pages);
-        position = tokens.len();
+        let end = tokens.len().min(position + most);
+        let ask = Ask::at(len(position), &tokens[position..end], &pages);
+        position = end;
         let answer = device.answer(ask.wishing(Wish::Best(1)));
-        tokens.push(answer.best[0].0);
+        if end == tokens.len() {
+            tokens.push(answer.best[0].0);
+        }
     }
     tokens.split_off(prompt.len())
 }

@@ -16,6 +16,7 @@ use neuron_backend::artifact::Store;
 use neuron_backend::nrt::Settings;
 use neuron_backend::{Opening, Target};
 
+use crate::CHECKS;
 use crate::device::{Ask, Device, Wish};
 use crate::golden::{furthest, greedy};
 
@@ -62,28 +63,37 @@ const BF16: Kind = Kind {
     tolerance: ROUNDED,
 };
 
-pub(crate) fn one(name: &str, check: fn(&mut Device)) {
-    checked(name, ONE, check);
-}
-
-pub(crate) fn two(name: &str, check: fn(&mut Device)) {
-    checked(name, TWO, check);
-}
-
-pub(crate) fn four(name: &str, check: fn(&mut Device)) {
-    checked(name, FOUR, check);
-}
-
-pub(crate) fn bf16(name: &str, check: fn(&mut Device)) {
-    checked(name, BF16, check);
-}
-
-fn checked(name: &str, kind: Kind, check: fn(&mut Device)) {
+/// Runs all checks, each on a device of its own. XLA compiles a model's modules once a process, so this
+/// is one process.
+fn check_all(name: &str, kind: Kind) {
     let Some(fake) = Fake::found() else { return };
     apart(name, &environment(&fake, kind.ranks), || {
-        let backend = open(&fake, &Model::random(), kind);
-        check(&mut Device::new(backend, kind.tolerance));
+        for (check, run) in CHECKS {
+            eprintln!("{check}");
+            let backend = open(&fake, &Model::random(), kind);
+            run(&mut Device::new(backend, kind.tolerance));
+        }
     });
+}
+
+#[test]
+fn one_rank_does_what_every_device_must() {
+    check_all("neuron::one_rank_does_what_every_device_must", ONE);
+}
+
+#[test]
+fn two_ranks_do_what_every_device_must() {
+    check_all("neuron::two_ranks_do_what_every_device_must", TWO);
+}
+
+#[test]
+fn four_ranks_do_what_every_device_must() {
+    check_all("neuron::four_ranks_do_what_every_device_must", FOUR);
+}
+
+#[test]
+fn in_bf16_it_does_what_every_device_must() {
+    check_all("neuron::in_bf16_it_does_what_every_device_must", BF16);
 }
 
 /// What a process needs in which models of so many ranks are opened. What is left on the device in the

@@ -1,17 +1,37 @@
 //! XLA's devices: the only file that knows who computes. Ranks run on a device of their own, and so
 //! arrays stay where they were computed.
 
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use graph::Element;
 use graph::proto::HloModule;
 use pjrt::{Buffer, Client, Executable, Plugin, Value};
+use sha2::{Digest as _, Sha256};
 
 use crate::program;
 use crate::settings::Settings;
 use crate::status::{Failure, refuse};
 
-/// All devices of XLA's plugin for the CPU.
+/// All devices of XLA's plugin for the CPU. They outlive the runtime, and what they have compiled too: a
+/// process that opens a model many times waits for XLA once.
 #[derive(Debug)]
-pub(crate) struct Devices(Client);
+pub(crate) struct Devices(Arc<Opened>);
+
+#[derive(Debug)]
+struct Opened {
+    client: Client,
+    /// By digest of the module, and ranks.
+    programs: Mutex<BTreeMap<(Vec<u8>, u32), Arc<Executable>>>,
+}
+
+/// By number of devices.
+static OPENED: Mutex<BTreeMap<u32, Arc<Opened>>> = Mutex::new(BTreeMap::new());
+
+/// What is in them is whole whatever panics.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// An array's place and form.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,10 +55,19 @@ impl Devices {
                  or FAKE_NRT_EXECUTE=skip"
             )
         })?;
+        let count = settings.topology.cores();
+        let mut opened = lock(&OPENED);
+        if let Some(opened) = opened.get(&count) {
+            return Ok(Self(Arc::clone(opened)));
+        }
         let plugin = Plugin::open(path).map_err(failure)?;
-        let count = settings.topology.cores().into();
-        let client = plugin.client(&[("cpu_device_count", Value::Integer(count))]);
-        Ok(Self(client.map_err(failure)?))
+        let client = plugin.client(&[("cpu_device_count", Value::Integer(count.into()))]);
+        let devices = Arc::new(Opened {
+            client: client.map_err(failure)?,
+            programs: Mutex::default(),
+        });
+        opened.insert(count, Arc::clone(&devices));
+        Ok(Self(devices))
     }
 
     /// Compiles the module of a NEFF for so many ranks.
@@ -46,12 +75,19 @@ impl Devices {
     /// # Errors
     /// It is no module, or XLA refuses it.
     pub(crate) fn compile(&self, module: &[u8], ranks: u32) -> Result<Program, Failure> {
+        let key = (Sha256::digest(module).to_vec(), ranks);
+        if let Some(program) = lock(&self.0.programs).get(&key) {
+            return Ok(Program(Arc::clone(program)));
+        }
         let module = HloModule::from_bytes(module)
             .map_err(|error| refuse!(INVALID, "the NEFF's module: {error}"))?;
         let module = program::for_xla(&module).map_err(failure)?;
-        let options = program::options(ranks, self.0.devices());
-        let program = self.0.compile(&module.to_bytes(), &options);
-        Ok(Program(program.map_err(failure)?))
+        let client = &self.0.client;
+        let options = program::options(ranks, client.devices());
+        let program = client.compile(&module.to_bytes(), &options);
+        let program = Arc::new(program.map_err(failure)?);
+        lock(&self.0.programs).insert(key, Arc::clone(&program));
+        Ok(Program(program))
     }
 
     /// Copies bytes to the device of a rank.
@@ -59,7 +95,7 @@ impl Devices {
     /// # Errors
     /// The bytes are not as many as the form says.
     pub(crate) fn upload(&self, form: &Form, bytes: &[u8]) -> Result<Buffer, Failure> {
-        let devices = self.0.devices();
+        let devices = self.0.client.devices();
         let device = devices.get(form.rank as usize).copied();
         let device = device.ok_or_else(|| refuse!(FAILURE, "XLA has no device {}", form.rank))?;
         let element = pjrt::Element::from_hlo(form.element.number());
@@ -68,14 +104,14 @@ impl Devices {
         let dims: Result<Vec<i64>, _> =
             form.shape.iter().map(|size| i64::try_from(*size)).collect();
         let dims = dims.map_err(|error| refuse!(INVALID, "{:?}: {error}", form.shape))?;
-        let buffer = self.0.buffer(device, element, &dims, bytes);
+        let buffer = self.0.client.buffer(device, element, &dims, bytes);
         buffer.map_err(failure)
     }
 }
 
 /// A module that is ready to run.
 #[derive(Debug)]
-pub(crate) struct Program(Executable);
+pub(crate) struct Program(Arc<Executable>);
 
 impl Program {
     /// Runs it: arrays of each rank in, arrays of each rank out.
