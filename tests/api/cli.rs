@@ -15,6 +15,8 @@ fn every_verb_explains_itself_with_an_example() {
         &["serve", "--help"],
         &["import", "--help"],
         &["pull", "--help"],
+        &["prepare", "--help"],
+        &["graph", "--help"],
     ] {
         let help = appliance(verb);
         assert_eq!(help.code, Some(0), "{verb:?}: {}", help.stderr);
