@@ -4,6 +4,7 @@ pub mod artifact;
 mod backend;
 pub mod compile;
 pub mod fault;
+pub mod klog;
 pub mod neff;
 #[doc(hidden)]
 pub mod nrt;
@@ -14,6 +15,7 @@ mod probe;
 mod rank;
 #[doc(hidden)]
 pub mod ranks;
+pub mod sysfs;
 mod threads;
 #[doc(hidden)]
 pub mod weights;
