@@ -171,6 +171,8 @@ impl Device {
             replicas: self.form.ranks,
             ..CompileOptions::default()
         };
+        // What is compiled runs a few times only.
+        let options = options.flag("xla_backend_optimization_level", Value::Integer(0));
         let proto = with_top_k_of_xla(module.proto);
         let program = self.client.compile(&proto.to_bytes(), &options);
         let program = program.unwrap_or_else(|error| panic!("{}: {error}", bucket.name()));
