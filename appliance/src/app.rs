@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use crate::api;
 use crate::config::{ConfigError, Flags, LogFormat, Resolved};
 use crate::dispatch::Dispatch;
+use crate::device_metrics;
 use crate::drain::{self, Cut, Signals};
 use crate::drivers::{self, DriverError, Load};
 use crate::engine_thread;
@@ -154,7 +155,8 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
         return Ok(());
     }
     log(&settings);
-    for (variable, nearest) in Flags::unknown_variables() {
+    let unknown = Flags::unknown_variables().into_iter();
+    for (variable, nearest) in unknown.filter(|(name, _)| !drivers::VARIABLES.contains(&&**name)) {
         tracing::warn!(variable, nearest, "this environment variable is no setting");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -295,6 +297,10 @@ fn load(
     pulses: &[Arc<Pulse>],
 ) -> Result<(Ready, Profile), LoadError> {
     let driver = drivers::find(settings.backend)?;
+    if let Some(reader) = driver.gauges() {
+        let kept = device_metrics::keep(reader, metrics.clone());
+        kept.map_err(|error| LoadError::Host(error.to_string()))?;
+    }
     let dir = settings.model.local(&hub(settings))?;
     let decoder = Decoder::open(&dir)?;
     let defaults = GenerationDefaults::open(&dir)?;

@@ -9,6 +9,7 @@ use engine::{Backend, Demand, Device};
 use model::{Decoder, Weights};
 
 use crate::config;
+use crate::device_metrics::{Gauge, Reader};
 
 /// Why no device was opened.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +70,8 @@ struct Driver {
     /// The device, or why it cannot be used.
     probe: fn() -> Result<Device, String>,
     open: fn(&Load<'_>) -> Opened,
+    /// What reads the device's own numbers, if it has any.
+    gauges: fn() -> Option<Reader>,
 }
 
 /// What is to be opened.
@@ -95,17 +98,28 @@ pub struct Load<'a> {
 /// The replicas.
 type Opened = Result<Vec<Box<dyn Backend>>, DriverError>;
 
+/// Variables that look like settings and are none: by them the libraries of devices are found where they
+/// are not installed, what computes in their stand-ins, and where the kernel tells of them.
+pub const VARIABLES: [&str; 4] = [
+    "APPLIANCE_KMSG",
+    "APPLIANCE_LIBNRT",
+    "APPLIANCE_NEURON_SYSFS",
+    "APPLIANCE_XLA_CPU",
+];
+
 /// All of them, the best first.
 const DRIVERS: [Driver; 3] = [
     Driver {
         choice: config::Backend::Neuron,
         probe: neuron_backend::probe,
         open: open_neuron,
+        gauges: neuron_gauges,
     },
     Driver {
         choice: config::Backend::Cuda,
         probe: || Err("this build has no driver for NVIDIA GPUs; use auto or cpu".to_owned()),
         open: |_| Err(unopened(config::Backend::Cuda)),
+        gauges: || None,
     },
     Driver {
         choice: config::Backend::Cpu,
@@ -114,6 +128,7 @@ const DRIVERS: [Driver; 3] = [
             cpu_backend::probe().ok_or(why.to_owned())
         },
         open: open_cpu,
+        gauges: || None,
     },
 ];
 
@@ -146,6 +161,11 @@ impl Found {
     /// It cannot hold the model, or lacks the number format.
     pub fn open(self, load: &Load<'_>) -> Result<Vec<Box<dyn Backend>>, DriverError> {
         (self.0.open)(load)
+    }
+
+    /// What reads the numbers of the device itself, if it has any.
+    pub fn gauges(self) -> Option<Reader> {
+        (self.0.gauges)()
     }
 }
 
@@ -236,6 +256,21 @@ fn open_neuron(load: &Load<'_>) -> Opened {
     }
 }
 
+fn neuron_gauges() -> Option<Reader> {
+    let mut gauges = neuron_backend::gauges::Gauges::open();
+    let read = move || {
+        let list = gauges.read().into_iter().map(|gauge| Gauge {
+            name: gauge.name,
+            help: gauge.help,
+            counts: gauge.counts,
+            labels: gauge.labels,
+            value: gauge.value,
+        });
+        list.collect()
+    };
+    Some(Box::new(read))
+}
+
 /// What a device that is never found says if it is opened all the same.
 fn unopened(choice: config::Backend) -> DriverError {
     DriverError::Absent {
@@ -261,6 +296,7 @@ mod tests {
             choice,
             probe,
             open: |_| Err(unopened(config::Backend::Cpu)),
+            gauges: || None,
         }
     }
 
