@@ -422,7 +422,7 @@ mod tests {
              --internal-hlo2tensorizer-options='--modular-flow-mac-threshold=10 \
              --experimental-unsafe-fp8e4m3fn-as-fp8e4m3' \
              --internal-backend-options='--enable-verifier=false --enable-nested-dynamic-loop'",
-            "compile --framework XLA /tmp/hlo_module.pb --pipeline compile SaveTemps --target trn2 \
+            "compile --framework XLA /build/hlo_module.pb --pipeline compile SaveTemps --target trn2 \
              --output=file.neff --lnc 1 --internal-tensorizer-opt-level=2",
             "compile --framework=XLA --target=trn1 X.pb --output=X.neff --model-type=transformer \
              --auto-cast=none --execute-repetition=1 --verbose=INFO --pipeline compile SaveTemps",

@@ -33,7 +33,7 @@
 //!
 //! each of which may be followed by `@MODULE`, the beginning of the names of modules that it is for
 //! (`killed@decode-16`), and then by `:once=FILE`: it happens to whoever makes FILE, and to nobody
-//! after (`exit70@prefill:once=/tmp/marker`). Words that it does not know are refused with code 64.
+//! after (`exit70@prefill:once=marker`). Words that it does not know are refused with code 64.
 
 mod arguments;
 mod compile;
