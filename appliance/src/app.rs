@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use crate::api;
 use crate::config::{ConfigError, Flags, LogFormat, Resolved};
-use crate::dispatch::Dispatch;
 use crate::device_metrics;
+use crate::dispatch::Dispatch;
 use crate::drain::{self, Cut, Signals};
 use crate::drivers::{self, DriverError, Load};
 use crate::engine_thread;

@@ -5,6 +5,7 @@ pub mod app;
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod device_metrics;
 mod dispatch;
 mod drain;
 pub mod drivers;

@@ -58,6 +58,8 @@ struct Shared {
     rendered: RwLock<Bytes>,
     changed: AtomicBool,
     http: Http,
+    /// The numbers of the device itself, already rendered.
+    device: Mutex<Vec<u8>>,
     /// Made once the model is ready: what its self-test does is not measured.
     model: OnceLock<Model>,
 }
@@ -73,6 +75,7 @@ impl Metrics {
                 rendered: RwLock::default(),
                 changed: AtomicBool::new(true),
                 http,
+                device: Mutex::default(),
                 model: OnceLock::new(),
             }),
             replica: 0,
@@ -106,6 +109,8 @@ impl Metrics {
         let encoded = TextEncoder::new().encode(&self.shared.makers.registry.gather(), &mut text);
         match encoded {
             Ok(()) => {
+                let device = self.shared.device.lock();
+                text.extend_from_slice(&device.unwrap_or_else(PoisonError::into_inner));
                 let mut rendered =
                     (self.shared.rendered.write()).unwrap_or_else(PoisonError::into_inner);
                 *rendered = text.into();
@@ -123,6 +128,13 @@ impl Metrics {
         self.change();
         // Whoever sees that the server is ready finds them.
         self.refresh();
+    }
+
+    /// The numbers of the device itself are these now, in the exposition's text.
+    pub(crate) fn device(&self, text: Vec<u8>) {
+        let device = self.shared.device.lock();
+        *device.unwrap_or_else(PoisonError::into_inner) = text;
+        self.change();
     }
 
     /// An HTTP request was answered: by which route, and with which status.

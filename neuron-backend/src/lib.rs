@@ -4,6 +4,7 @@ pub mod artifact;
 mod backend;
 pub mod compile;
 pub mod fault;
+pub mod gauges;
 pub mod klog;
 pub mod neff;
 #[doc(hidden)]
