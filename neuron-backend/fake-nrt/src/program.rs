@@ -161,3 +161,89 @@ fn signed_column(column: &mut HloInstruction, free: &mut i64) -> HloInstruction 
     *free += 1;
     signed
 }
+
+#[cfg(test)]
+mod tests {
+    use graph::build::Builder;
+    use pjrt::{Client, Plugin};
+
+    use super::*;
+
+    /// `values` and `columns` of the three largest of eight.
+    fn top_three() -> HloModule {
+        let mut b = Builder::new("top");
+        let x = b.parameter("x", "x", Element::F32, &[2, 8]).unwrap();
+        let (values, columns) = b.top_k(&x, 3).unwrap();
+        b.finish(&[("values", values), ("columns", columns)], &[])
+            .unwrap()
+    }
+
+    fn client() -> Option<Client> {
+        let Some(path) = std::env::var_os("APPLIANCE_XLA_CPU") else {
+            eprintln!("skipped: APPLIANCE_XLA_CPU names no plugin; `make test` sets it");
+            return None;
+        };
+        let plugin = Plugin::open(path.as_ref()).expect("a plugin");
+        Some(plugin.client(&[]).expect("a client"))
+    }
+
+    fn call(module: &mut HloModule) -> &mut HloInstruction {
+        let mut instructions = module.computations[0].instructions.iter_mut();
+        instructions
+            .find(|one| one.opcode == "custom-call")
+            .unwrap()
+    }
+
+    #[test]
+    fn of_equal_numbers_the_lowest_column_is_first_and_columns_stay_unsigned() {
+        let Some(client) = client() else { return };
+        let module = for_xla(&top_three()).unwrap();
+        let options = options(1, client.devices());
+        let program = client.compile(&module.to_bytes(), &options).unwrap();
+        let rows = [1.0, 5.0, 2.0, 5.0, 0.0, 5.0, 5.0, -1.0]
+            .into_iter()
+            .chain([f32::NEG_INFINITY, -3.0, -2.0, -2.0, -9.0, -8.0, -7.0, -2.0]);
+        let bytes: Vec<u8> = rows.flat_map(f32::to_le_bytes).collect();
+        let x = client.buffer(client.devices()[0], pjrt::Element::F32, &[2, 8], &bytes);
+        let results = program.execute(&[vec![&x.unwrap()]]).unwrap();
+        let columns = &results[0][1];
+        assert_eq!(columns.element().unwrap(), pjrt::Element::U32);
+        let mut bytes = [0; 24];
+        columns.to_host(&mut bytes).unwrap();
+        let columns = bytes
+            .as_chunks()
+            .0
+            .iter()
+            .map(|four| u32::from_le_bytes(*four));
+        assert_eq!(columns.collect::<Vec<_>>(), [1, 3, 5, 2, 3, 7]);
+    }
+
+    #[test]
+    fn what_users_know_keeps_its_id_and_its_type() {
+        let module = top_three();
+        let rewritten = for_xla(&module).unwrap();
+        for before in &module.computations[0].instructions {
+            let mut after = rewritten.computations[0].instructions.iter();
+            let after = after.find(|after| after.id == before.id).unwrap();
+            if before.opcode != "custom-call" {
+                assert_eq!(after.shape, before.shape, "{}", before.name);
+            }
+        }
+        assert_eq!(rewritten.host_program_shape, module.host_program_shape);
+    }
+
+    #[test]
+    fn calls_that_xla_has_nothing_for_are_refused_by_name() {
+        let mut module = top_three();
+        call(&mut module).custom_call_target = "AwsNeuronRmsNorm".to_owned();
+        let error = for_xla(&module).unwrap_err().to_string();
+        assert!(error.contains("AwsNeuronRmsNorm"), "{error}");
+        let mut module = top_three();
+        call(&mut module).backend_config = b"many".to_vec();
+        let error = for_xla(&module).unwrap_err().to_string();
+        assert!(error.contains("backend_config"), "{error}");
+        let mut module = top_three();
+        module.computations[0].root_id = call(&mut module).id;
+        assert!(for_xla(&module).is_err());
+    }
+}
