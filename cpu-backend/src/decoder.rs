@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 use engine::{PageId, TokenId, TokenMask};
-use model::{Decoder, Mlp};
+use model::Decoder;
 
 use crate::attention::{Attention, Heads, Scratch, Tile};
 use crate::cache::{Cache, Slot};
@@ -97,12 +97,11 @@ impl Forward {
         pages: u32,
         logit_rows: usize,
     ) -> Self {
-        let Mlp::Gated { size, .. } = decoder.mlp;
         Self {
             weights,
             heads: Heads::of(decoder),
             hidden: decoder.hidden as usize,
-            inner: size as usize,
+            inner: decoder.mlp.size() as usize,
             epsilon: decoder.norm_epsilon,
             logit_rows,
             cache: Cache::new(decoder, pages),

@@ -1,7 +1,7 @@
 //! How memory is split: weights first, then room for the work of a step, then KV.
 
 use engine::{Axis, Demand, Profile};
-use model::{Decoder, Mlp};
+use model::Decoder;
 
 use crate::kernels::LANES;
 use crate::weights::Packed;
@@ -91,7 +91,7 @@ fn page_bytes(decoder: &Decoder) -> u64 {
 /// Bytes of the activations of the largest step, and of the logits.
 fn work_bytes(decoder: &Decoder, demand: &Demand, logit_rows: u32) -> u64 {
     let attention = &decoder.attention;
-    let Mlp::Gated { size, .. } = decoder.mlp;
+    let size = decoder.mlp.size();
     let heads = u64::from(attention.heads + 2 * attention.kv_heads);
     let attended = (heads + 2 * u64::from(attention.heads)) * u64::from(attention.head_size);
     let token = attended + 2 * u64::from(decoder.hidden) + u64::from(size);

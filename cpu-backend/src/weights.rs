@@ -1,7 +1,7 @@
 //! Weights as the kernels read them: matrices in panels of columns, vectors in F32.
 
 use half::{bf16, f16};
-use model::{Decoder, Dtype, LayerRole, Mlp, Role, Tensor, Weights};
+use model::{Decoder, Dtype, LayerRole, Role, Tensor, Weights};
 
 use crate::Precision;
 use crate::kernels::{Blocks, Kernels, LANES, Panels, Sum};
@@ -128,7 +128,7 @@ impl Packer<'_> {
     fn layer(&mut self, decoder: &Decoder, layer: u32) -> Layer {
         use LayerRole::*;
         let attention = &decoder.attention;
-        let Mlp::Gated { bias, .. } = decoder.mlp;
+        let bias = decoder.mlp.bias();
         let [norm, query_norm, key_norm, mlp_norm] =
             [AttentionNorm, QueryNorm, KeyNorm, MlpNorm].map(|role| Role::Layer(layer, role));
         let mut linear = |matrix: &[LayerRole], biases: &[LayerRole], biased: bool| {

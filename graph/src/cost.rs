@@ -14,7 +14,7 @@
 //! The compiler may do worse (spills inside loops, layout changes, gathers by small pieces) and in
 //! places better (a buffer that never is: attention by one kernel). Only hardware tells.
 
-use model::{Decoder, Mlp};
+use model::Decoder;
 
 use crate::bucket::{Form, KvFormat, WeightFormat};
 use crate::cut::Cut;
@@ -185,7 +185,7 @@ impl Ideal {
             attention.head_size,
         ]
         .map(u64::from);
-        let Mlp::Gated { size, bias, .. } = decoder.mlp;
+        let (size, bias) = (decoder.mlp.size(), decoder.mlp.bias());
         let attended = u64::from(cut.heads) * head_size;
         let cached = u64::from(cut.kv_heads) * head_size;
         let inner = u64::from(size).div_ceil(ranks);

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use model::{Decoder, Mlp};
+use model::Decoder;
 
 use crate::form::FormError;
 
@@ -56,7 +56,6 @@ impl Cut {
                 working: working.collect(),
             });
         }
-        let Mlp::Gated { size, .. } = decoder.mlp;
         let part = decoder.vocabulary.div_ceil(ranks);
         let folds = part.div_ceil(TOP_K_COLUMNS).max(1);
         Ok(Self {
@@ -64,7 +63,7 @@ impl Cut {
             heads: heads / ranks,
             kv_heads: (kv_heads / ranks).max(1),
             kv_copies: (ranks / kv_heads).max(1),
-            size: size.div_ceil(ranks),
+            size: decoder.mlp.size().div_ceil(ranks),
             vocabulary: part.next_multiple_of(MASK_WORD * folds),
             folds,
         })

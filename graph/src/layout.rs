@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use model::{Decoder, Mlp};
+use model::Decoder;
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::{Bucket, Form, Head, KvFormat, WeightFormat};
@@ -324,7 +324,7 @@ fn layer_slots(
 ) -> impl Iterator<Item = (LayerSlot, Vec<u32>)> + use<> {
     use LayerSlot::*;
     let attention = &decoder.attention;
-    let Mlp::Gated { bias, .. } = decoder.mlp;
+    let bias = decoder.mlp.bias();
     let (hidden, size, head) = (decoder.hidden, cut.size, attention.head_size);
     let query = cut.heads * head;
     let input = (cut.heads + 2 * cut.kv_heads) * head;

@@ -98,6 +98,16 @@ pub enum CheckpointError {
         /// How it is stored.
         found: String,
     },
+    /// The experts of a layer are in one tensor.
+    #[error(
+        "tensor `{tensor}` holds all experts of a layer, and only checkpoints with tensors for each \
+         expert are supported: load and save it with transformers (`save_pretrained`), which writes \
+         them so"
+    )]
+    Packed {
+        /// The tensor.
+        tensor: String,
+    },
     /// The checkpoint has a tensor that the configuration denies: running without it would
     /// compute something else than was trained.
     #[error("tensor `{tensor}` is in the checkpoint, but config.json describes a model without it")]

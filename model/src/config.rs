@@ -12,17 +12,30 @@ use crate::fields::{self, ConfigError, Fields};
 
 const FILE: &str = "config.json";
 
+/// What most families have in common.
+const USUAL: Family = Family {
+    input_bias: Bias::Never,
+    output_bias: Bias::Never,
+    mlp: Inner::Gated(Bias::Never),
+    head_norm: false,
+    head_size: None,
+    window: Window::Never,
+    theta: 10_000.0,
+    norm_epsilon: 1e-6,
+};
+
 /// The `architectures` that are known, and what sets them apart.
-const FAMILIES: [(&str, Family); 4] = [
+const FAMILIES: [(&str, Family); 6] = [
     (
         "LlamaForCausalLM",
         Family {
             input_bias: Bias::Configured,
             output_bias: Bias::Configured,
-            mlp_bias: Bias::Configured,
+            mlp: Inner::Gated(Bias::Configured),
             head_norm: false,
             head_size: None,
             window: Window::Never,
+            ..USUAL
         },
     ),
     (
@@ -30,10 +43,13 @@ const FAMILIES: [(&str, Family); 4] = [
         Family {
             input_bias: Bias::Never,
             output_bias: Bias::Never,
-            mlp_bias: Bias::Never,
+            mlp: Inner::Gated(Bias::Never),
             head_norm: false,
             head_size: None,
-            window: Window::EveryLayer { default: 4096 },
+            window: Window::EveryLayer {
+                default: Some(4096),
+            },
+            ..USUAL
         },
     ),
     (
@@ -41,10 +57,11 @@ const FAMILIES: [(&str, Family); 4] = [
         Family {
             input_bias: Bias::Always,
             output_bias: Bias::Never,
-            mlp_bias: Bias::Never,
+            mlp: Inner::Gated(Bias::Never),
             head_norm: false,
             head_size: None,
             window: Window::UpperLayers { default: 4096 },
+            ..USUAL
         },
     ),
     (
@@ -52,10 +69,40 @@ const FAMILIES: [(&str, Family); 4] = [
         Family {
             input_bias: Bias::Configured,
             output_bias: Bias::Configured,
-            mlp_bias: Bias::Never,
+            mlp: Inner::Gated(Bias::Never),
             head_norm: true,
             head_size: Some(128),
             window: Window::UpperLayers { default: 4096 },
+            ..USUAL
+        },
+    ),
+    (
+        "MixtralForCausalLM",
+        Family {
+            mlp: Inner::Experts {
+                count: ["num_local_experts", "num_experts"],
+                size: "intermediate_size",
+                renormalise: None,
+            },
+            window: Window::EveryLayer { default: None },
+            theta: 1e6,
+            norm_epsilon: 1e-5,
+            ..USUAL
+        },
+    ),
+    (
+        "Qwen3MoeForCausalLM",
+        Family {
+            input_bias: Bias::Configured,
+            output_bias: Bias::Configured,
+            mlp: Inner::Experts {
+                count: ["num_experts", "num_local_experts"],
+                size: "moe_intermediate_size",
+                renormalise: Some("norm_topk_prob"),
+            },
+            head_norm: true,
+            window: Window::Switched { default: 4096 },
+            ..USUAL
         },
     ),
 ];
@@ -66,11 +113,30 @@ struct Family {
     /// Of query, key and value.
     input_bias: Bias,
     output_bias: Bias,
-    mlp_bias: Bias,
+    mlp: Inner,
     head_norm: bool,
     /// `head_dim` where it is absent; `None` divides `hidden_size` by the heads.
     head_size: Option<u32>,
     window: Window,
+    /// `rope_theta` where it is absent.
+    theta: f32,
+    /// `rms_norm_eps` where it is absent.
+    norm_epsilon: f32,
+}
+
+/// What a family has behind attention.
+#[derive(Clone, Copy)]
+enum Inner {
+    Gated(Bias),
+    Experts {
+        /// The field that says how many there are: its name, and another that transformers takes.
+        count: [&'static str; 2],
+        /// The field that says how wide each is.
+        size: &'static str,
+        /// The field that says whether the probabilities of the chosen are divided by their sum,
+        /// false where it is absent; `None` where they always are.
+        renormalise: Option<&'static str>,
+    },
 }
 
 /// Whether a projection has a bias.
@@ -88,7 +154,9 @@ enum Window {
     /// It does not.
     Never,
     /// In every layer, unless it is null.
-    EveryLayer { default: u32 },
+    EveryLayer { default: Option<u32> },
+    /// In every layer, if `use_sliding_window` is true.
+    Switched { default: u32 },
     /// In the layers from `max_window_layers` on, if `use_sliding_window` is true.
     UpperLayers { default: u32 },
 }
@@ -100,6 +168,7 @@ const WIDTH: [u32; 2] = [1, 1 << 20];
 const LAYERS: [u32; 2] = [1, 1 << 10];
 const HEADS: [u32; 2] = [1, 1 << 12];
 const HEAD_SIZE: [u32; 2] = [2, 1 << 12];
+const EXPERTS: [u32; 2] = [1, 1 << 10];
 const POSITIONS: [u32; 2] = [1, 1 << 28];
 
 impl Decoder {
@@ -130,12 +199,8 @@ impl Decoder {
             hidden: required(&config, "hidden_size", WIDTH)?,
             layers: required(&config, "num_hidden_layers", LAYERS)?,
             attention: attention(&config, family, context)?,
-            mlp: Mlp::Gated {
-                size: required(&config, "intermediate_size", WIDTH)?,
-                activation: Activation::Silu,
-                bias: bias(&config, family.mlp_bias, "mlp_bias")?,
-            },
-            norm_epsilon: positive(&config, "rms_norm_eps")?.unwrap_or(1e-6),
+            mlp: mlp(&config, family.mlp)?,
+            norm_epsilon: positive(&config, "rms_norm_eps")?.unwrap_or(family.norm_epsilon),
             context,
             tied_head: config.flag("tie_word_embeddings")?.unwrap_or(false),
         })
@@ -173,6 +238,62 @@ fn refuse_unsupported(config: &Fields<'_>) -> Result<(), ConfigError> {
     whole_rotation(config)
 }
 
+fn mlp(config: &Fields<'_>, inner: Inner) -> Result<Mlp, ConfigError> {
+    let activation = Activation::Silu;
+    let (count, size, renormalise) = match inner {
+        Inner::Gated(inner) => {
+            return Ok(Mlp::Gated {
+                size: required(config, "intermediate_size", WIDTH)?,
+                activation,
+                bias: bias(config, inner, "mlp_bias")?,
+            });
+        }
+        Inner::Experts {
+            count,
+            size,
+            renormalise,
+        } => (count, size, renormalise),
+    };
+    same_in_every_layer(config)?;
+    let [usual, other] = count;
+    let count = if config.value(usual).is_some() {
+        usual
+    } else {
+        other
+    };
+    let experts = config.whole(count, EXPERTS)?;
+    let experts = experts.ok_or_else(|| config.missing(usual))?;
+    let chosen = required(config, "num_experts_per_tok", EXPERTS)?;
+    if chosen > experts {
+        let expected = format!("at most `{count}`, which is {experts}");
+        return Err(config.invalid("num_experts_per_tok", &expected));
+    }
+    Ok(Mlp::Experts {
+        experts,
+        chosen,
+        size: required(config, size, WIDTH)?,
+        activation,
+        renormalise: match renormalise {
+            Some(field) => config.flag(field)?.unwrap_or(false),
+            None => true,
+        },
+    })
+}
+
+/// Refuses layers without experts among those with them.
+fn same_in_every_layer(config: &Fields<'_>) -> Result<(), ConfigError> {
+    const SUPPORTED: &str = "experts in every layer";
+    let dense = config.value("mlp_only_layers");
+    if dense.is_some_and(|layers| *layers != Value::Array(Vec::new())) {
+        return Err(config.unsupported("mlp_only_layers", SUPPORTED));
+    }
+    let step = config.value("decoder_sparse_step");
+    if step.is_some_and(|step| *step != Value::from(1)) {
+        return Err(config.unsupported("decoder_sparse_step", SUPPORTED));
+    }
+    Ok(())
+}
+
 fn attention(config: &Fields<'_>, family: Family, context: u32) -> Result<Attention, ConfigError> {
     let heads = required(config, "num_attention_heads", HEADS)?;
     let kv_heads = config.whole("num_key_value_heads", HEADS)?.unwrap_or(heads);
@@ -188,7 +309,7 @@ fn attention(config: &Fields<'_>, family: Family, context: u32) -> Result<Attent
         output_bias: bias(config, family.output_bias, "attention_bias")?,
         head_norm: family.head_norm,
         window: window(config, family.window)?,
-        rope: rope(config, context)?,
+        rope: rope(config, family.theta, context)?,
     })
 }
 
@@ -227,10 +348,14 @@ fn window(config: &Fields<'_>, window: Window) -> Result<Option<u32>, ConfigErro
     let (default, sliding) = match window {
         Window::Never => return Ok(None),
         Window::EveryLayer { default } => (default, true),
-        Window::UpperLayers { default } => (default, every_layer_slides(config)?),
+        Window::Switched { default } => {
+            let sliding = config.flag("use_sliding_window")?.unwrap_or(false);
+            (Some(default), sliding)
+        }
+        Window::UpperLayers { default } => (Some(default), every_layer_slides(config)?),
     };
     let width = match config.object.get("sliding_window") {
-        None => Some(default),
+        None => default,
         Some(_) => config.whole("sliding_window", POSITIONS)?,
     };
     Ok(width.filter(|_| sliding))
@@ -266,8 +391,8 @@ fn every_layer_slides(config: &Fields<'_>) -> Result<bool, ConfigError> {
 }
 
 /// Rotary positions, as `rope_parameters` (transformers 5) or as `rope_theta` and `rope_scaling`.
-fn rope(config: &Fields<'_>, context: u32) -> Result<Rope, ConfigError> {
-    let default = positive(config, "rope_theta")?.unwrap_or(10_000.0);
+fn rope(config: &Fields<'_>, usual: f32, context: u32) -> Result<Rope, ConfigError> {
+    let default = positive(config, "rope_theta")?.unwrap_or(usual);
     // transformers lets the old name win where both are there.
     for (field, within) in [
         ("rope_scaling", "rope_scaling."),
@@ -481,6 +606,64 @@ mod tests {
         assert_eq!(qwen3.head_size, 128);
     }
 
+    const MIXTRAL: &str = r#""architectures": ["MixtralForCausalLM"], "num_local_experts": 8,
+        "num_experts_per_tok": 2"#;
+    const QWEN: &str = r#""architectures": ["Qwen3MoeForCausalLM"], "num_experts": 16,
+        "num_experts_per_tok": 4, "moe_intermediate_size": 24"#;
+
+    #[test]
+    fn mixtures_of_experts_are_read_as_each_family_does() {
+        let mixtral = parse(&format!("{{{MIXTRAL}}}")).unwrap();
+        let experts = |experts, chosen, size, renormalise| Mlp::Experts {
+            experts,
+            chosen,
+            size,
+            activation: Activation::Silu,
+            renormalise,
+        };
+        assert_eq!(mixtral.mlp, experts(8, 2, 96, true));
+        assert_eq!(
+            (mixtral.attention.rope.theta, mixtral.norm_epsilon),
+            (1e6, 1e-5)
+        );
+        assert!(mixtral.attention.window.is_none() && !mixtral.attention.head_norm);
+        let qwen = parse(&format!("{{{QWEN}}}")).unwrap();
+        assert_eq!(qwen.mlp, experts(16, 4, 24, false));
+        assert!(qwen.attention.head_norm && qwen.attention.window.is_none());
+        assert_eq!(qwen.attention.head_size, 16);
+        let changes = r#""norm_topk_prob": true, "use_sliding_window": true, "mlp_only_layers": [],
+            "decoder_sparse_step": 1, "num_experts": null, "num_local_experts": 32"#;
+        let qwen = parse(&format!("{{{QWEN}, {changes}}}")).unwrap();
+        assert_eq!(qwen.mlp, experts(32, 4, 24, true));
+        assert_eq!(qwen.attention.window, Some(4096));
+    }
+
+    #[test]
+    fn mixtures_that_make_no_sense_are_refused() {
+        let missing = format!("{{{MIXTRAL}, \"num_local_experts\": null}}");
+        refused(&missing, "`num_local_experts` is missing");
+        let missing = format!("{{{QWEN}, \"moe_intermediate_size\": null}}");
+        refused(&missing, "`moe_intermediate_size` is missing");
+        refused(
+            &format!("{{{MIXTRAL}, \"num_experts_per_tok\": 9}}"),
+            "`num_experts_per_tok` is 9, but must be at most `num_local_experts`, which is 8",
+        );
+        refused(
+            &format!("{{{QWEN}, \"num_experts\": 0}}"),
+            "`num_experts` is 0, but must be a whole number from 1 to 1024",
+        );
+        unsupported(
+            &format!("{{{QWEN}, \"mlp_only_layers\": [0]}}"),
+            "`mlp_only_layers` is [0]",
+            "experts in every layer",
+        );
+        unsupported(
+            &format!("{{{QWEN}, \"decoder_sparse_step\": 2}}"),
+            "`decoder_sparse_step` is 2",
+            "experts in every layer",
+        );
+    }
+
     #[test]
     fn windows_are_read_as_each_family_does() {
         let window = |family: &str, changes: &str| {
@@ -531,7 +714,8 @@ mod tests {
         unsupported(
             r#"{"architectures": ["GemmaForCausalLM"]}"#,
             r#"`architectures` is ["GemmaForCausalLM"]"#,
-            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM",
+            "LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM, \
+                MixtralForCausalLM, Qwen3MoeForCausalLM",
         );
         unsupported(
             r#"{"hidden_act": "gelu"}"#,

@@ -112,6 +112,51 @@ pub enum Mlp {
         /// Whether the three projections have biases.
         bias: bool,
     },
+    /// A mixture of experts: a router gives each expert a probability, the softmax of `router(x)`,
+    /// and the most probable ones' outputs are added up, each times its probability. Of equally
+    /// probable experts the first ones are taken.
+    Experts {
+        /// How many there are, each a gated MLP without biases.
+        experts: u32,
+        /// How many of them each token passes; at most `experts`.
+        chosen: u32,
+        /// Width inside each.
+        size: u32,
+        /// What the gate passes.
+        activation: Activation,
+        /// Whether the probabilities of the chosen are divided by their sum.
+        renormalise: bool,
+    },
+}
+
+impl Mlp {
+    /// Width inside, of one expert where there are several.
+    pub fn size(&self) -> u32 {
+        match *self {
+            Self::Gated { size, .. } | Self::Experts { size, .. } => size,
+        }
+    }
+
+    /// How many gated MLPs there are in a layer: 1 but for a mixture of experts.
+    pub fn experts(&self) -> u32 {
+        match *self {
+            Self::Gated { .. } => 1,
+            Self::Experts { experts, .. } => experts,
+        }
+    }
+
+    /// How many of them each token passes.
+    pub fn chosen(&self) -> u32 {
+        match *self {
+            Self::Gated { .. } => 1,
+            Self::Experts { chosen, .. } => chosen,
+        }
+    }
+
+    /// Whether their projections have biases.
+    pub fn bias(&self) -> bool {
+        matches!(self, Self::Gated { bias: true, .. })
+    }
 }
 
 /// A gate's function.

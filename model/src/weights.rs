@@ -1,5 +1,6 @@
 //! Weights by role: what a decoder needs, whatever a checkpoint calls it.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::ops::Range;
@@ -9,6 +10,9 @@ use crate::bytes::Map;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::decoder::{Decoder, Mlp};
 use crate::dtype::Dtype;
+
+/// What transformers 5 calls tensors in memory that hold the weights of all experts of a layer.
+const PACKED: [&str; 2] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
 
 /// What a tensor is for. Matrices are `[out, in]`, row-major, as Hugging Face stores them.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -50,6 +54,14 @@ pub enum LayerRole {
     OutputBias,
     /// `[hidden]`, before the MLP.
     MlpNorm,
+    /// `[experts, hidden]`: scores the experts.
+    Router,
+    /// `[size, hidden]`, of one expert, counted from 0.
+    ExpertGate(u32),
+    /// `[size, hidden]`, of one expert.
+    ExpertUp(u32),
+    /// `[hidden, size]`, of one expert.
+    ExpertDown(u32),
     /// `[size, hidden]`.
     Gate,
     /// `[size]`.
@@ -103,6 +115,9 @@ impl Weights {
     /// Whatever is missing, of another shape or dtype, or not what the format says, by name.
     pub fn open(dir: &Path, decoder: &Decoder) -> Result<Self, CheckpointError> {
         let checkpoint = Checkpoint::open(dir)?;
+        if let Some(tensor) = packed(&checkpoint, decoder) {
+            return Err(CheckpointError::Packed { tensor });
+        }
         if let Some(tensor) = denied(&checkpoint, decoder) {
             return Err(CheckpointError::Unused { tensor });
         }
@@ -167,8 +182,11 @@ fn place(
     role: Role,
     expected: Vec<usize>,
 ) -> Result<Place, CheckpointError> {
-    let tensor = role.name();
-    let Some(located) = checkpoint.find(&tensor) else {
+    let Some((tensor, located)) = role
+        .names()
+        .find_map(|name| checkpoint.find(&name).map(|located| (name, located)))
+    else {
+        let tensor = missed(checkpoint, role);
         return Err(CheckpointError::Missing { tensor, expected });
     };
     if located.shape != expected {
@@ -196,14 +214,47 @@ fn place(
     })
 }
 
+/// What this checkpoint would call a tensor that it does not have.
+fn missed(checkpoint: &Checkpoint, role: Role) -> String {
+    let Role::Layer(layer, _) = role else {
+        return role.name();
+    };
+    // Where the router has Mixtral's name, so have the experts.
+    let router = Role::Layer(layer, LayerRole::Router).names();
+    let called = router
+        .zip(role.names())
+        .find_map(|(router, name)| checkpoint.find(&router).map(|_| name));
+    called.unwrap_or_else(|| role.name())
+}
+
 /// A tensor of the checkpoint that has a role in some decoder's layer, but none in this one's.
 fn denied(checkpoint: &Checkpoint, decoder: &Decoder) -> Option<String> {
     let has = decoder.layer_roles().map(|(role, _)| role);
     let has = has.collect::<HashSet<_>>();
+    // One expert more than there are stands for all that there could be.
+    let more = match decoder.mlp {
+        Mlp::Gated { .. } => 0,
+        Mlp::Experts { experts, .. } => experts,
+    };
+    let experts = [
+        LayerRole::ExpertGate,
+        LayerRole::ExpertUp,
+        LayerRole::ExpertDown,
+    ];
+    let roles: Vec<_> = (LayerRole::ALL.into_iter())
+        .chain(experts.map(|role| role(more)))
+        .filter(|role| !has.contains(role))
+        .collect();
     (0..decoder.layers)
-        .flat_map(|layer| LayerRole::ALL.map(|role| (layer, role)))
-        .filter(|(_, role)| !has.contains(role))
-        .map(|(layer, role)| Role::Layer(layer, role).name())
+        .flat_map(|layer| roles.iter().map(move |role| Role::Layer(layer, *role)))
+        .flat_map(Role::names)
+        .find(|name| checkpoint.find(name).is_some())
+}
+
+/// A tensor that holds the weights of all experts of a layer.
+fn packed(checkpoint: &Checkpoint, decoder: &Decoder) -> Option<String> {
+    (0..decoder.layers)
+        .flat_map(|layer| PACKED.map(|name| format!("model.layers.{layer}.{name}")))
         .find(|name| checkpoint.find(name).is_some())
 }
 
@@ -227,8 +278,12 @@ impl Decoder {
     pub fn layer_roles(&self) -> impl Iterator<Item = (LayerRole, Vec<usize>)> + use<> {
         use LayerRole::*;
         let attention = &self.attention;
-        let Mlp::Gated { size, bias, .. } = self.mlp;
-        let (hidden, size) = (self.hidden as usize, size as usize);
+        let (hidden, size) = (self.hidden as usize, self.mlp.size() as usize);
+        let (experts, bias) = match self.mlp {
+            Mlp::Gated { bias, .. } => (0, bias),
+            Mlp::Experts { experts, .. } => (experts, false),
+        };
+        let gated = experts == 0;
         let head = attention.head_size as usize;
         let query = attention.heads as usize * head;
         let key = attention.kv_heads as usize * head;
@@ -247,33 +302,51 @@ impl Decoder {
             (true, Output, vec![hidden, query]),
             (output_bias, OutputBias, vec![hidden]),
             (true, MlpNorm, vec![hidden]),
-            (true, Gate, vec![size, hidden]),
+            (gated, Gate, vec![size, hidden]),
             (bias, GateBias, vec![size]),
-            (true, Up, vec![size, hidden]),
+            (gated, Up, vec![size, hidden]),
             (bias, UpBias, vec![size]),
-            (true, Down, vec![hidden, size]),
+            (gated, Down, vec![hidden, size]),
             (bias, DownBias, vec![hidden]),
+            (!gated, Router, vec![experts as usize, hidden]),
         ]
         .into_iter()
         .filter_map(|(has, role, shape)| has.then_some((role, shape)))
+        .chain((0..experts).flat_map(move |expert| {
+            [
+                (ExpertGate(expert), vec![size, hidden]),
+                (ExpertUp(expert), vec![size, hidden]),
+                (ExpertDown(expert), vec![hidden, size]),
+            ]
+        }))
     }
 }
 
 impl Role {
-    /// What Hugging Face checkpoints of all supported families call this tensor.
+    /// What Hugging Face checkpoints of all supported families call this tensor, but for the router
+    /// and the experts of Mixtral: see [`Role::names`].
     pub fn name(self) -> String {
+        self.named(LayerRole::name)
+    }
+
+    /// What Hugging Face checkpoints may call this tensor: the usual name, then Mixtral's.
+    pub fn names(self) -> impl Iterator<Item = String> {
+        [self.name(), self.named(LayerRole::name_in_mixtral)].into_iter()
+    }
+
+    fn named(self, of_layer: impl Fn(LayerRole) -> Cow<'static, str>) -> String {
         match self {
             Role::Embedding => "model.embed_tokens.weight".into(),
             Role::FinalNorm => "model.norm.weight".into(),
             Role::Head => "lm_head.weight".into(),
-            Role::Layer(layer, role) => format!("model.layers.{layer}.{}", role.name()),
+            Role::Layer(layer, role) => format!("model.layers.{layer}.{}", of_layer(role)),
         }
     }
 }
 
 impl LayerRole {
-    /// All of them.
-    const ALL: [Self; 18] = {
+    /// All of them but the experts'.
+    const ALL: [Self; 19] = {
         use LayerRole::*;
         [
             AttentionNorm,
@@ -288,6 +361,7 @@ impl LayerRole {
             Output,
             OutputBias,
             MlpNorm,
+            Router,
             Gate,
             GateBias,
             Up,
@@ -297,8 +371,8 @@ impl LayerRole {
         ]
     };
 
-    fn name(self) -> &'static str {
-        match self {
+    fn name(self) -> Cow<'static, str> {
+        let name = match self {
             LayerRole::AttentionNorm => "input_layernorm.weight",
             LayerRole::Query => "self_attn.q_proj.weight",
             LayerRole::QueryBias => "self_attn.q_proj.bias",
@@ -311,12 +385,37 @@ impl LayerRole {
             LayerRole::Output => "self_attn.o_proj.weight",
             LayerRole::OutputBias => "self_attn.o_proj.bias",
             LayerRole::MlpNorm => "post_attention_layernorm.weight",
+            LayerRole::Router => "mlp.gate.weight",
+            LayerRole::ExpertGate(expert) => {
+                return format!("mlp.experts.{expert}.gate_proj.weight").into();
+            }
+            LayerRole::ExpertUp(expert) => {
+                return format!("mlp.experts.{expert}.up_proj.weight").into();
+            }
+            LayerRole::ExpertDown(expert) => {
+                return format!("mlp.experts.{expert}.down_proj.weight").into();
+            }
             LayerRole::Gate => "mlp.gate_proj.weight",
             LayerRole::GateBias => "mlp.gate_proj.bias",
             LayerRole::Up => "mlp.up_proj.weight",
             LayerRole::UpBias => "mlp.up_proj.bias",
             LayerRole::Down => "mlp.down_proj.weight",
             LayerRole::DownBias => "mlp.down_proj.bias",
+        };
+        name.into()
+    }
+
+    fn name_in_mixtral(self) -> Cow<'static, str> {
+        let expert = |expert: u32, of: &str| {
+            let name = format!("block_sparse_moe.experts.{expert}.{of}.weight");
+            name.into()
+        };
+        match self {
+            LayerRole::Router => "block_sparse_moe.gate.weight".into(),
+            LayerRole::ExpertGate(number) => expert(number, "w1"),
+            LayerRole::ExpertUp(number) => expert(number, "w3"),
+            LayerRole::ExpertDown(number) => expert(number, "w2"),
+            _ => self.name(),
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use graph::{Content, Cut, Form, LayerSlot, Slot, WeightFormat};
-use model::{Decoder, Dtype, LayerRole, Mlp, Role, Weights};
+use model::{Decoder, Dtype, LayerRole, Role, Weights};
 
 /// A matrix `[in, out]` or a vector `[1, out]`.
 #[derive(Clone, Debug)]
@@ -131,7 +131,7 @@ impl Source<'_> {
     fn layer(&self, slot: LayerSlot, of: &dyn Fn(LayerRole) -> Matrix) -> Matrix {
         let (cut, rank) = (&self.cut, self.rank);
         let head = self.decoder.attention.head_size;
-        let Mlp::Gated { size, .. } = self.decoder.mlp;
+        let size = self.decoder.mlp.size();
         let heads = cut.heads_of(rank);
         let kv_heads = cut.kv_heads_of(rank);
         let inner = cut.size_of(rank, size);

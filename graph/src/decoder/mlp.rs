@@ -4,6 +4,7 @@ use model::{Activation, Mlp};
 
 use crate::build::{Binary, Unary, Value};
 use crate::decoder::Lowering;
+use crate::form::FormError;
 use crate::layout::{LayerSlot, Slot};
 use crate::lower::LowerError;
 
@@ -15,6 +16,7 @@ impl Lowering<'_> {
             Mlp::Gated {
                 activation, bias, ..
             } => self.gated(layer, x, activation, bias),
+            Mlp::Experts { experts, .. } => Err(FormError::Experts { experts }.into()),
         }
     }
 

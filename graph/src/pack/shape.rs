@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 
 use engine::{PageId, Row, Step};
-use model::{Decoder, Mlp};
+use model::Decoder;
 
 use super::packed::Load;
 use super::{PackError, Piece, int};
@@ -277,7 +277,7 @@ fn time(decoder: &Decoder, form: &Form, bucket: Bucket) -> f64 {
     else {
         return 0.0;
     };
-    let Mlp::Gated { size, .. } = decoder.mlp;
+    let size = decoder.mlp.size();
     let attention = &decoder.attention;
     let [layers, hidden, size, vocabulary] =
         [decoder.layers, decoder.hidden, size, decoder.vocabulary].map(f64::from);

@@ -1,5 +1,6 @@
 //! A GGUF's tensors -> `model.safetensors`, in BF16.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
@@ -203,8 +204,8 @@ fn name(role: Role) -> String {
     }
 }
 
-fn layer_name(role: LayerRole) -> &'static str {
-    match role {
+fn layer_name(role: LayerRole) -> Cow<'static, str> {
+    let name = match role {
         LayerRole::AttentionNorm => "attn_norm.weight",
         LayerRole::Query => "attn_q.weight",
         LayerRole::QueryBias => "attn_q.bias",
@@ -217,11 +218,16 @@ fn layer_name(role: LayerRole) -> &'static str {
         LayerRole::Output => "attn_output.weight",
         LayerRole::OutputBias => "attn_output.bias",
         LayerRole::MlpNorm => "ffn_norm.weight",
+        LayerRole::Router => "ffn_gate_inp.weight",
+        LayerRole::ExpertGate(expert) => return format!("ffn_gate.{expert}.weight").into(),
+        LayerRole::ExpertUp(expert) => return format!("ffn_up.{expert}.weight").into(),
+        LayerRole::ExpertDown(expert) => return format!("ffn_down.{expert}.weight").into(),
         LayerRole::Gate => "ffn_gate.weight",
         LayerRole::GateBias => "ffn_gate.bias",
         LayerRole::Up => "ffn_up.weight",
         LayerRole::UpBias => "ffn_up.bias",
         LayerRole::Down => "ffn_down.weight",
         LayerRole::DownBias => "ffn_down.bias",
-    }
+    };
+    name.into()
 }

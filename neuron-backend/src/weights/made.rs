@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use graph::{Cut, LayerSlot, Slot};
-use model::{Decoder, LayerRole, Mlp, Role};
+use model::{Decoder, LayerRole, Role};
 
 /// Rows of a tensor: part of its first dimension.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -69,7 +69,7 @@ impl Made {
         use LayerRole::*;
         let hidden = decoder.hidden as usize;
         let head = decoder.attention.head_size as usize;
-        let Mlp::Gated { size: whole, .. } = decoder.mlp;
+        let whole = decoder.mlp.size();
         let (size, inner) = (cut.size as usize, wide(&cut.size_of(rank, whole)));
         let queries = times(&wide(&cut.heads_of(rank)), head);
         let keys = times(&wide(&cut.kv_heads_of(rank)), head);

@@ -6,7 +6,7 @@ use std::fs;
 
 use graph::narrow::{e4m3, from_e4m3};
 use graph::{Activations, Bucket, Element, Head, KvFormat, LayerSlot, Layout, Port, WeightFormat};
-use model::{Dtype, LayerRole, Mlp};
+use model::{Dtype, LayerRole};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -134,7 +134,7 @@ impl Tiny {
     ) -> f32 {
         use LayerRole::*;
         let attention = &self.decoder.attention;
-        let Mlp::Gated { size, .. } = self.decoder.mlp;
+        let size = self.decoder.mlp.size();
         let own = size.div_ceil(ranks);
         let (heads, head) = (attention.heads / ranks, attention.head_size);
         let kv_heads = (attention.kv_heads / ranks).max(1);
