@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::models::{Model, directory_in, scratch, target};
+use crate::models::{Model, directory_in, target};
 use crate::server::{appliance_with, log_path};
 
 /// The stand-ins, as `cargo xtask test` builds and finds them.
@@ -18,16 +18,15 @@ pub struct Fake {
     more: Vec<(&'static str, OsString)>,
 }
 
-/// How a model is prepared, beyond what every test does.
-const FORM: [&str; 14] = [
+/// How a model is prepared unless a test says something else: all in F32, so that answers are those of
+/// the CPU backend, and few modules, because XLA takes a second or so for each.
+const FORM: [&str; 12] = [
     "--candidates",
     "256",
     "--decode-rows",
-    "1,4,16",
+    "4,16",
     "--prefill-tokens",
     "64,256",
-    "--kv-pages",
-    "1025",
     "--page-tokens",
     "16",
     "--activations",
@@ -116,11 +115,27 @@ impl Fake {
         args.extend([ranks.into(), "--model".into(), model.path.clone().into()]);
         args.extend(["--compiler".into(), self.compiler.clone().into()]);
         args.extend(["--artifacts".into(), store.into()]);
+        let pages = context(model) / 16;
+        args.extend(["--context-pages".into(), format!("16,{pages}").into()]);
+        // The null page, and room for a sequence of full length, or for more of shorter ones.
+        args.extend([
+            "--kv-pages".into(),
+            (pages.max(2048) + 1).to_string().into(),
+        ]);
         // What comes later counts.
         args.extend(FORM.iter().chain(flags).map(OsString::from));
         let ended = appliance_with(&variables, args);
         assert_eq!(ended.code, Some(0), "{}{}", ended.stdout, ended.stderr);
     }
+}
+
+/// Positions that a model was made for.
+fn context(model: &Model) -> u64 {
+    let config = std::fs::read(model.path.join("config.json")).expect("a configuration");
+    let config: serde_json::Value = serde_json::from_slice(&config).expect("JSON");
+    config["max_position_embeddings"]
+        .as_u64()
+        .expect("a number")
 }
 
 /// Runs `test` in a process of its own with `environment`, which no process with threads could set for
@@ -141,11 +156,4 @@ pub fn apart(name: &str, environment: &[(&str, OsString)], test: impl FnOnce()) 
     let (out, err) = (said(&output.stdout), said(&output.stderr));
     assert!(output.status.success(), "{}: {out}{err}", output.status);
     assert!(out.contains("1 passed"), "no test is called {name}: {out}");
-}
-
-/// A directory under `target` that is not there yet.
-pub fn fresh(name: &str) -> PathBuf {
-    let path = scratch().join(format!("{}-{name}", std::process::id()));
-    std::fs::remove_dir_all(&path).ok();
-    path
 }

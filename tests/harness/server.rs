@@ -1,6 +1,6 @@
 //! The server as a process: started, watched, signalled, ended.
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use crate::http::{Connection, Request, Response};
 use crate::metrics::Metrics;
 use crate::models::{ENDLESS, Model, scratch, target};
+use crate::neuron::Fake;
 use crate::sse::Stream;
 use crate::{PATIENCE, eventually, within};
 
@@ -44,6 +45,24 @@ fn command() -> Command {
     }
     command.stdin(Stdio::null());
     command
+}
+
+/// Has the server run on the device that `APPLIANCE_TEST_BACKEND` names; `neuron-fake` is the Neuron
+/// backend on its stand-ins.
+fn backend(command: &mut Command, model: &Model) {
+    let Some(backend) = std::env::var_os("APPLIANCE_TEST_BACKEND") else {
+        return;
+    };
+    if backend != "neuron-fake" {
+        command.arg("--backend").arg(backend);
+        return;
+    }
+    let fake = Fake::found().expect("the stand-ins, as `make test` builds them");
+    let bundles = fake.prepared(model, 1, &[]);
+    command
+        .args(["--backend", "neuron", "--artifacts"])
+        .arg(bundles);
+    command.envs(fake.environment());
 }
 
 /// How a run of the binary ended.
@@ -141,9 +160,24 @@ impl Server {
         Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), model, flags)
     }
 
+    /// The same with environment variables.
+    pub fn start_with(environment: &[(&str, OsString)], model: &Model, flags: &[&str]) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self::started(address, environment, model, flags)
+    }
+
     /// The same on a port that the test has chosen.
     pub fn start_at(address: SocketAddr, model: &Model, flags: &[&str]) -> Self {
-        let mut server = Self::spawn(address, model, flags);
+        Self::started(address, &[], model, flags)
+    }
+
+    fn started(
+        address: SocketAddr,
+        environment: &[(&str, OsString)],
+        model: &Model,
+        flags: &[&str],
+    ) -> Self {
+        let mut server = Self::spawn(address, environment, model, flags);
         server.await_address();
         server.await_ready();
         server.model = server.get("/v1/models").json()["data"][0]["id"]
@@ -161,16 +195,21 @@ impl Server {
     }
 
     /// Starts `appliance serve` and does not wait.
-    fn spawn(address: SocketAddr, model: &Model, flags: &[&str]) -> Self {
+    fn spawn(
+        address: SocketAddr,
+        environment: &[(&str, OsString)],
+        model: &Model,
+        flags: &[&str],
+    ) -> Self {
         let log = log_path("log");
         let file = File::create(&log).expect("a file under target");
-        let child = command()
-            .arg("serve")
-            .arg("--model")
-            .arg(&model.path)
-            .arg("--listen")
-            .arg(address.to_string())
+        let mut command = command();
+        command.arg("serve").arg("--model").arg(&model.path);
+        command.arg("--listen").arg(address.to_string());
+        backend(&mut command, model);
+        let child = command
             .args(flags)
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdout(file.try_clone().expect("a second handle of a file"))
             .stderr(file)
             .spawn()
