@@ -157,3 +157,10 @@ pub fn apart(name: &str, environment: &[(&str, OsString)], test: impl FnOnce()) 
     assert!(output.status.success(), "{}: {out}{err}", output.status);
     assert!(out.contains("1 passed"), "no test is called {name}: {out}");
 }
+
+/// A directory under `target` that is not there yet.
+pub fn fresh(name: &str) -> PathBuf {
+    let path = scratch().join(format!("{}-{name}", std::process::id()));
+    std::fs::remove_dir_all(&path).ok();
+    path
+}

@@ -235,9 +235,11 @@ impl Server {
         });
     }
 
-    fn await_ready(&self) {
+    fn await_ready(&mut self) {
         eventually("the server is ready", || {
             self.assert_runs();
+            // One that starts itself again is given another port.
+            self.address = listens_at(&self.log()).unwrap_or(self.address);
             self.try_exchange(&Request::get("/health"))
                 .is_ok_and(|health| health.status() == 200)
         });
@@ -412,10 +414,10 @@ impl Drop for Server {
     }
 }
 
-/// The address in the log of a server, once a whole line has it.
+/// The latest address in the log of a server, once a whole line has it.
 fn listens_at(log: &str) -> Option<SocketAddr> {
     let (lines, _) = log.rsplit_once('\n')?;
-    let (_, address) = lines.split_once("address=")?;
+    let (_, address) = lines.rsplit_once("address=")?;
     address.split_whitespace().next()?.parse().ok()
 }
 
