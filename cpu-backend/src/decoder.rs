@@ -9,9 +9,10 @@ use crate::attention::{Attention, Heads, Scratch, Tile};
 use crate::cache::{Cache, Slot};
 use crate::candidates::{Ask, Picked};
 use crate::kernels::{Blocks, Kernels, LANES, Sum, row_mut};
+use crate::mlp::{self, Choice, Feed, Memory};
 use crate::pool::Pool;
 use crate::rotary::Rotary;
-use crate::weights::{GROUP, Layer, Linear, Packed};
+use crate::weights::{GROUP, Layer, Linear, Mlp, Packed};
 
 /// Rows below which work beside the products is not worth waking the workers for.
 const FEW: usize = 8;
@@ -22,7 +23,7 @@ pub(crate) struct Forward {
     weights: Packed,
     heads: Heads,
     hidden: usize,
-    inner: usize,
+    choice: Choice,
     epsilon: f32,
     logit_rows: usize,
     pub(crate) cache: Cache,
@@ -50,17 +51,16 @@ struct State {
     attended: Vec<f32>,
     /// The same in the order of the heads.
     gathered: Vec<f32>,
-    /// Inside the MLP.
-    inner: Vec<f32>,
+    mlp: Memory,
     logits: Vec<f32>,
     scales: Vec<f32>,
 }
 
 /// Memory of one worker.
 #[derive(Default, Debug)]
-struct Worker {
+pub(crate) struct Worker {
     attention: Scratch,
-    up: Vec<f32>,
+    pub(crate) mlp: mlp::Scratch,
     key: Vec<f32>,
     value: Vec<f32>,
     masked: Vec<f32>,
@@ -101,7 +101,7 @@ impl Forward {
             weights,
             heads: Heads::of(decoder),
             hidden: decoder.hidden as usize,
-            inner: decoder.mlp.size() as usize,
+            choice: Choice::of(&decoder.mlp),
             epsilon: decoder.norm_epsilon,
             logit_rows,
             cache: Cache::new(decoder, pages),
@@ -293,13 +293,7 @@ impl Forward {
 
     /// Adds the MLP's output to the residual.
     fn feed_forward(&mut self, layer: usize, rows: usize) {
-        let Layer {
-            mlp_norm,
-            gate,
-            up,
-            down,
-            ..
-        } = &self.weights.layers[layer];
+        let Layer { mlp_norm, mlp, .. } = &self.weights.layers[layer];
         let state = &mut self.state;
         let Arithmetic(kernels) = self.kernels;
         let norm = Norm {
@@ -315,32 +309,20 @@ impl Forward {
             &mut state.scales,
             &mut state.normed,
         );
-        resize(&mut state.inner, self.inner, rows);
         let data = &state.normed[..];
-        let input = Blocks { data, rows };
-        let group = group(&self.pool, gate.matrix.panels());
-        let workers = &self.workers;
-        self.pool.for_each_chunk(
-            &mut state.inner,
-            group * rows * LANES,
-            &|worker, task, out| {
-                let scratch = &mut lock(&workers[worker]).up;
-                scratch.resize(out.len(), 0.0);
-                gate.product(kernels, input, task * group, out, Sum::Store);
-                up.product(kernels, input, task * group, scratch, Sum::Store);
-                kernels.silu_gate(out, scratch);
-            },
-        );
-        let data = &state.inner[..];
-        let input = Blocks { data, rows };
-        multiply(
-            &mut self.pool,
+        let normed = Blocks { data, rows };
+        let mut feed = Feed {
+            pool: &mut self.pool,
             kernels,
-            input,
-            down,
-            &mut state.hidden,
-            Sum::Add,
-        );
+            workers: &self.workers,
+        };
+        let (memory, hidden) = (&mut state.mlp, &mut state.hidden[..]);
+        match mlp {
+            Mlp::Gated(mlp) => feed.gated(mlp, normed, memory, hidden),
+            Mlp::Experts { router, experts } => {
+                feed.experts(router, experts, self.choice, normed, memory, hidden);
+            }
+        }
     }
 
     /// Computes the logits of `asks`, whose residuals start at row `first`, and picks from them.
@@ -511,7 +493,7 @@ impl Norm<'_> {
 
 impl Linear {
     /// Multiplies by the panels from `first` on and adds the bias.
-    fn product(
+    pub(crate) fn product(
         &self,
         kernels: &dyn Kernels,
         input: Blocks<'_>,
@@ -533,7 +515,7 @@ impl Linear {
 }
 
 /// Multiplies `input` by all of `linear`.
-fn multiply(
+pub(crate) fn multiply(
     pool: &mut Pool,
     kernels: &dyn Kernels,
     input: Blocks<'_>,
@@ -548,18 +530,18 @@ fn multiply(
 }
 
 /// Panels of a task, so that the workers get equally many tasks of about [`GROUP`] panels.
-fn group(pool: &Pool, panels: usize) -> usize {
+pub(crate) fn group(pool: &Pool, panels: usize) -> usize {
     let share = panels.div_ceil(pool.threads());
     share.div_ceil(share.div_ceil(GROUP)).max(1)
 }
 
 /// Runs the chunks of `data` on the workers, or here where there are but few rows.
-fn for_each(
+pub(crate) fn for_each<T: Send>(
     pool: &mut Pool,
     rows: usize,
-    data: &mut [f32],
+    data: &mut [T],
     size: usize,
-    work: &(dyn Fn(usize, usize, &mut [f32]) + Sync),
+    work: &(dyn Fn(usize, usize, &mut [T]) + Sync),
 ) {
     if rows < FEW {
         let chunks = data.chunks_mut(size).enumerate();
@@ -570,7 +552,7 @@ fn for_each(
 }
 
 /// Makes room for blocks of `columns` columns of `rows` rows.
-fn resize(data: &mut Vec<f32>, columns: usize, rows: usize) {
+pub(crate) fn resize(data: &mut Vec<f32>, columns: usize, rows: usize) {
     data.resize(columns.next_multiple_of(LANES) * rows, 0.0);
 }
 
@@ -587,7 +569,7 @@ fn forbid_padding(logits: &mut [f32], columns: usize, rows: usize) {
 
 /// Each worker locks its own memory, so nobody waits; a task that panicked left nothing in it that
 /// the next relies on.
-fn lock(worker: &Mutex<Worker>) -> std::sync::MutexGuard<'_, Worker> {
+pub(crate) fn lock(worker: &Mutex<Worker>) -> std::sync::MutexGuard<'_, Worker> {
     worker.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -12,6 +12,7 @@ mod cache;
 mod candidates;
 mod decoder;
 mod kernels;
+mod mlp;
 mod plan;
 mod pool;
 mod probe;
@@ -19,7 +20,7 @@ mod rotary;
 mod weights;
 
 pub use backend::Cpu;
-pub use probe::probe;
+pub use probe::{kernels, probe};
 
 use std::io;
 

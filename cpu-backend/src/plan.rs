@@ -1,7 +1,7 @@
 //! How memory is split: weights first, then room for the work of a step, then KV.
 
 use engine::{Axis, Demand, Profile};
-use model::Decoder;
+use model::{Decoder, Mlp};
 
 use crate::kernels::LANES;
 use crate::weights::Packed;
@@ -91,10 +91,16 @@ fn page_bytes(decoder: &Decoder) -> u64 {
 /// Bytes of the activations of the largest step, and of the logits.
 fn work_bytes(decoder: &Decoder, demand: &Demand, logit_rows: u32) -> u64 {
     let attention = &decoder.attention;
-    let size = decoder.mlp.size();
     let heads = u64::from(attention.heads + 2 * attention.kv_heads);
     let attended = (heads + 2 * u64::from(attention.heads)) * u64::from(attention.head_size);
-    let token = attended + 2 * u64::from(decoder.hidden) + u64::from(size);
+    let chosen = u64::from(decoder.mlp.chosen());
+    // What experts compute from is gathered for each of them.
+    let gathered = match decoder.mlp {
+        Mlp::Gated { .. } => 0,
+        Mlp::Experts { .. } => u64::from(decoder.hidden),
+    };
+    let inner = chosen * (u64::from(decoder.mlp.size()) + gathered);
+    let token = attended + 2 * u64::from(decoder.hidden) + inner;
     let tokens = u64::from(demand.step_tokens) + u64::from(demand.rows);
     4 * (token * tokens + u64::from(logit_rows) * u64::from(decoder.vocabulary))
 }

@@ -16,6 +16,11 @@ pub fn probe() -> Option<Device> {
     })
 }
 
+/// What the kernels are called that this host runs: `AVX2`, or `scalar`, which is slow.
+pub fn kernels() -> &'static str {
+    crate::kernels::detect().name()
+}
+
 /// How many cores the process may use: affinity and cgroup quota count.
 pub(crate) fn cores() -> u32 {
     let cores = thread::available_parallelism().map_or(1, NonZero::get);

@@ -30,6 +30,24 @@ pub(crate) struct Layer {
     pub(crate) key_norm: Option<Vec<f32>>,
     pub(crate) output: Linear,
     pub(crate) mlp_norm: Vec<f32>,
+    pub(crate) mlp: Mlp,
+}
+
+/// What follows attention in a layer.
+#[derive(Debug)]
+pub(crate) enum Mlp {
+    Gated(Gated),
+    Experts {
+        /// Scores the experts.
+        router: Linear,
+        /// In order.
+        experts: Vec<Gated>,
+    },
+}
+
+/// A gated MLP: the layer's, or one of its experts.
+#[derive(Debug)]
+pub(crate) struct Gated {
     pub(crate) gate: Linear,
     pub(crate) up: Linear,
     pub(crate) down: Linear,
@@ -128,7 +146,6 @@ impl Packer<'_> {
     fn layer(&mut self, decoder: &Decoder, layer: u32) -> Layer {
         use LayerRole::*;
         let attention = &decoder.attention;
-        let bias = decoder.mlp.bias();
         let [norm, query_norm, key_norm, mlp_norm] =
             [AttentionNorm, QueryNorm, KeyNorm, MlpNorm].map(|role| Role::Layer(layer, role));
         let mut linear = |matrix: &[LayerRole], biases: &[LayerRole], biased: bool| {
@@ -148,9 +165,23 @@ impl Packer<'_> {
                 attention.input_bias,
             ),
             output: linear(&[Output], &[OutputBias], attention.output_bias),
-            gate: linear(&[Gate], &[GateBias], bias),
-            up: linear(&[Up], &[UpBias], bias),
-            down: linear(&[Down], &[DownBias], bias),
+            mlp: match decoder.mlp {
+                model::Mlp::Gated { bias, .. } => Mlp::Gated(Gated {
+                    gate: linear(&[Gate], &[GateBias], bias),
+                    up: linear(&[Up], &[UpBias], bias),
+                    down: linear(&[Down], &[DownBias], bias),
+                }),
+                model::Mlp::Experts { experts, .. } => Mlp::Experts {
+                    router: linear(&[Router], &[], false),
+                    experts: (0..experts)
+                        .map(|expert| Gated {
+                            gate: linear(&[ExpertGate(expert)], &[], false),
+                            up: linear(&[ExpertUp(expert)], &[], false),
+                            down: linear(&[ExpertDown(expert)], &[], false),
+                        })
+                        .collect(),
+                },
+            },
             attention_norm: self.vector(&[norm]),
             query_norm: attention.head_norm.then(|| self.vector(&[query_norm])),
             key_norm: attention.head_norm.then(|| self.vector(&[key_norm])),

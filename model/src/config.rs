@@ -288,7 +288,7 @@ fn same_in_every_layer(config: &Fields<'_>) -> Result<(), ConfigError> {
         return Err(config.unsupported("mlp_only_layers", SUPPORTED));
     }
     let step = config.value("decoder_sparse_step");
-    if step.is_some_and(|step| *step != Value::from(1)) {
+    if step.is_some_and(|step| step.as_u64() != Some(1)) {
         return Err(config.unsupported("decoder_sparse_step", SUPPORTED));
     }
     Ok(())
