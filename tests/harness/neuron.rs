@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::models::{Model, directory_in, target};
+use crate::models::{Model, directory_in, scratch, target};
 use crate::server::{appliance_with, log_path};
 
 /// The stand-ins, as `cargo xtask test` builds and finds them.
