@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::bench::Bench;
 use crate::config::Flags;
+use crate::doctor::Doctor;
 use crate::graph::Graph;
 use crate::import::Import;
 use crate::prepare::Prepare;
@@ -36,6 +37,8 @@ pub enum Verb {
     Prepare(Prepare),
     /// Show what would be compiled
     Graph(Graph),
+    /// Examine the device of this host
+    Doctor(Doctor),
     /// Measure a server under load
     Bench(Bench),
 }

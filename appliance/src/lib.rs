@@ -7,6 +7,7 @@ pub mod cli;
 pub mod config;
 pub mod device_metrics;
 mod dispatch;
+pub mod doctor;
 mod drain;
 pub mod drivers;
 mod engine_thread;

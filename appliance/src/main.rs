@@ -26,6 +26,11 @@ fn main() -> ExitCode {
         Verb::Pull(pull) => done(pull.run()),
         Verb::Prepare(prepare) => done(prepare.run()),
         Verb::Graph(graph) => done(graph.run()),
+        Verb::Doctor(doctor) => match doctor.run() {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => done(Err(error)),
+        },
         Verb::Bench(bench) => done(bench.run()),
     }
 }

@@ -285,18 +285,21 @@ impl Wanted {
 pub fn store(settings: &Resolved) -> anyhow::Result<Store> {
     let path = match &settings.artifacts {
         Some(path) => path.clone(),
-        None => {
-            let variable = |name| std::env::var_os(name).map(PathBuf::from);
-            variable("XDG_CACHE_HOME")
-                .or_else(|| Some(variable("HOME")?.join(".cache")))
-                .context("there is no home directory to keep artifacts in: set --artifacts DIR")?
-                .join("appliance/artifacts")
-        }
+        None => user_artifacts()?,
     };
     let text = path
         .to_str()
         .with_context(|| format!("--artifacts {}: the path is no UTF-8", path.display()))?;
     Ok(text.parse()?)
+}
+
+/// Where what is compiled is kept unless somebody says otherwise.
+pub(crate) fn user_artifacts() -> anyhow::Result<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let cache = variable("XDG_CACHE_HOME")
+        .or_else(|| Some(variable("HOME")?.join(".cache")))
+        .context("there is no home directory to keep artifacts in: set --artifacts DIR")?;
+    Ok(cache.join("appliance/artifacts"))
 }
 
 /// What is set once SIGINT or SIGTERM has come.
@@ -436,7 +439,7 @@ fn activations(text: &str) -> Result<Activations, &'static str> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Duration::parse(text).ok_or_else(|| format!("it is {}", Duration::FORM.allowed))
 }
 

@@ -174,6 +174,20 @@ pub struct Parts {
 }
 
 impl Parts {
+    /// What comes with loading modules of these footprints on each of `ranks` ranks, and no tensors.
+    pub fn loading(ranks: u32, modules: &[Footprint]) -> Self {
+        let largest = modules.iter().map(|one| one.workspace).max();
+        let sum = |of: fn(&Footprint) -> u64| modules.iter().map(of).sum::<u64>();
+        Self {
+            scratchpad: largest.unwrap_or(0).next_multiple_of(SCRATCHPAD_STEP),
+            code: INSTRUCTION * sum(|one| one.instructions),
+            rings: DESCRIPTOR * sum(|one| one.descriptors),
+            collectives: collectives(ranks),
+            runtime: RUNTIME + MICROCODE,
+            ..Self::default()
+        }
+    }
+
     /// What we allocate ourselves.
     pub fn tensors(&self) -> u64 {
         self.weights + self.kv + self.ports
@@ -230,14 +244,16 @@ impl Memory {
         modules: &[(Bucket, Footprint)],
     ) -> Result<Self, FormError> {
         let buckets: Vec<_> = modules.iter().map(|(bucket, _)| *bucket).collect();
-        let mut parts = tensors(decoder, form, &buckets)?;
-        let largest = modules.iter().map(|(_, one)| one.workspace).max();
-        parts.scratchpad = largest.unwrap_or(0).next_multiple_of(SCRATCHPAD_STEP);
-        let sum = |of: fn(&Footprint) -> u64| modules.iter().map(|(_, one)| of(one)).sum::<u64>();
-        parts.code = INSTRUCTION * sum(|one| one.instructions);
-        parts.rings = DESCRIPTOR * sum(|one| one.descriptors);
-        parts.collectives = collectives(form.ranks);
-        parts.runtime = RUNTIME + MICROCODE;
+        let Parts {
+            weights, kv, ports, ..
+        } = tensors(decoder, form, &buckets)?;
+        let footprints: Vec<_> = modules.iter().map(|(_, one)| *one).collect();
+        let parts = Parts {
+            weights,
+            kv,
+            ports,
+            ..Parts::loading(form.ranks, &footprints)
+        };
         Ok(Self {
             decoder: decoder.clone(),
             form: form.clone(),

@@ -3,6 +3,7 @@
 pub mod artifact;
 mod backend;
 pub mod compile;
+pub mod doctor;
 pub mod fault;
 pub mod gauges;
 pub mod klog;

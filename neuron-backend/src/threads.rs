@@ -8,7 +8,16 @@ const MOST: usize = 256;
 
 /// A line for each thread: its name, its state and where in the kernel it waits, if that is told.
 pub(crate) fn describe() -> String {
-    let Ok(tasks) = fs::read_dir("/proc/self/task") else {
+    described(Path::new("/proc/self/task"))
+}
+
+/// The same of another process.
+pub(crate) fn describe_process(process: u32) -> String {
+    described(Path::new(&format!("/proc/{process}/task")))
+}
+
+fn described(tasks: &Path) -> String {
+    let Ok(tasks) = fs::read_dir(tasks) else {
         return "/proc does not tell".to_owned();
     };
     let lines = tasks.flatten().take(MOST).map(|task| line(&task.path()));
