@@ -398,9 +398,44 @@ impl Client {
         };
         // SAFETY: client, module and options outlive the call, and the module is only read.
         unsafe { plugin.call(doing, plugin.table.client_compile, &mut arguments)? };
+        self.executable(made(arguments.executable, doing)?, devices)
+    }
+
+    /// Makes a program of what [`Executable::serialize`] gave, for the devices of `options`; it
+    /// must have been compiled with the same options but for these devices.
+    ///
+    /// The bytes are machine code for the processor that they were made on, and the plugin does not
+    /// look them over: whoever loads them trusts who made them, and makes sure that plugin and
+    /// processor are the same.
+    ///
+    /// # Errors
+    /// The plugin cannot load programs, or not this one.
+    pub fn load(&self, program: &[u8], options: &CompileOptions) -> Result<Executable, Error> {
+        let doing = "load the program";
+        let plugin = self.0.plugin;
+        let devices = self.assigned(options)?;
+        let encoded = options.to_bytes(&devices);
+        let mut arguments = sys::ExecutableLoad {
+            client: self.0.client.as_ptr(),
+            bytes: program.as_ptr(),
+            bytes_size: program.len(),
+            options: encoded.as_ptr(),
+            options_size: encoded.len(),
+            ..Default::default()
+        };
+        // SAFETY: client, program and options outlive the call, and the program is only read.
+        unsafe { plugin.call(doing, plugin.table.executable_load, &mut arguments)? };
+        self.executable(made(arguments.loaded, doing)?, devices)
+    }
+
+    fn executable(
+        &self,
+        loaded: NonNull<sys::Loaded>,
+        devices: Vec<i32>,
+    ) -> Result<Executable, Error> {
         let mut executable = Executable {
             client: self.clone(),
-            loaded: made(arguments.executable, doing)?,
+            loaded,
             devices,
             outputs: 0,
         };
@@ -531,22 +566,63 @@ impl Executable {
     fn count_outputs(&self) -> Result<usize, Error> {
         let doing = "count the program's outputs";
         let plugin = self.client.0.plugin;
+        self.with_program(doing, |program| {
+            let mut count = sys::ExecutableOutputs {
+                executable: program,
+                ..Default::default()
+            };
+            // SAFETY: the program is alive.
+            unsafe { plugin.call(doing, plugin.table.executable_outputs, &mut count)? };
+            Ok(count.outputs)
+        })
+    }
+
+    /// The compiled program as bytes: what [`Client::load`] of the same plugin on the same kind of
+    /// processor takes.
+    ///
+    /// # Errors
+    /// The plugin cannot do that.
+    pub fn serialize(&self) -> Result<Vec<u8>, Error> {
+        let doing = "serialize the program";
+        let plugin = self.client.0.plugin;
+        self.with_program(doing, |program| {
+            let mut arguments = sys::ExecutableSerialize {
+                executable: program,
+                ..Default::default()
+            };
+            // SAFETY: the program is alive, and its bytes until they are freed, last.
+            unsafe {
+                plugin.call(doing, plugin.table.executable_serialize, &mut arguments)?;
+                let copy = bytes(arguments.bytes, arguments.bytes_size).to_vec();
+                if let Some(free) = arguments.free {
+                    free(arguments.holder);
+                }
+                Ok(copy)
+            }
+        })
+    }
+
+    /// What `ask` learns from the program apart from its devices, which lives while it asks.
+    fn with_program<T>(
+        &self,
+        doing: &'static str,
+        ask: impl FnOnce(*mut sys::Executable) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let plugin = self.client.0.plugin;
         let mut of = sys::LoadedExecutable {
             loaded: self.loaded.as_ptr(),
             ..Default::default()
         };
-        let mut count = sys::ExecutableOutputs::default();
-        let mut destroy = sys::ExecutableDestroy::default();
-        // SAFETY: the loaded program is alive, and the program in it until it is destroyed, last.
-        unsafe {
-            plugin.call(doing, plugin.table.loaded_executable, &mut of)?;
-            count.executable = of.executable;
-            destroy.executable = of.executable;
-            let counted = plugin.call(doing, plugin.table.executable_outputs, &mut count);
-            let freed = plugin.call(doing, plugin.table.executable_destroy, &mut destroy);
-            counted.and(freed)?;
-        }
-        Ok(count.outputs)
+        // SAFETY: the loaded program is alive.
+        unsafe { plugin.call(doing, plugin.table.loaded_executable, &mut of)? };
+        let asked = ask(of.executable);
+        let mut destroy = sys::ExecutableDestroy {
+            executable: of.executable,
+            ..Default::default()
+        };
+        // SAFETY: the program is ours to free, and nobody uses it after this.
+        unsafe { plugin.call(doing, plugin.table.executable_destroy, &mut destroy)? };
+        asked
     }
 
     /// Runs it: one list of arguments for each device, in the order of

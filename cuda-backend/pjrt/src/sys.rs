@@ -78,6 +78,8 @@ opaque! {
     Executable,
     /// A compiled program with the devices it runs on.
     Loaded,
+    /// A compiled program as bytes.
+    Serialized,
     /// An array on a device.
     Buffer,
 }
@@ -249,6 +251,33 @@ sized! {
     ExecutableOutputs { executable: *mut Executable, outputs: usize, }
 }
 
+/// Frees a compiled program's bytes.
+pub(crate) type FreeSerialized = Option<unsafe extern "C" fn(*mut Serialized)>;
+
+sized! {
+    /// A compiled program as bytes, which live until `free` is called with what holds them.
+    ExecutableSerialize {
+        executable: *const Executable,
+        bytes: *const u8,
+        bytes_size: usize,
+        holder: *mut Serialized,
+        free: FreeSerialized,
+    }
+}
+
+sized! {
+    /// Makes a loaded program of such bytes. The options are a `CompileOptionsProto`, or empty for
+    /// those that the program was compiled with.
+    ExecutableLoad {
+        client: *mut Client,
+        bytes: *const u8,
+        bytes_size: usize,
+        loaded: *mut Loaded,
+        options: *const u8,
+        options_size: usize,
+    }
+}
+
 sized! {
     /// Frees a loaded program.
     LoadedDestroy { executable: *mut Loaded, }
@@ -367,14 +396,16 @@ pub(crate) struct Api {
     executable_name: Unused,
     executable_sizes: [Unused; 2],
     pub(crate) executable_outputs: Call<ExecutableOutputs>,
-    executable_others: [Unused; 5],
+    executable_others: [Unused; 4],
+    pub(crate) executable_serialize: Call<ExecutableSerialize>,
 
     pub(crate) loaded_destroy: Call<LoadedDestroy>,
     pub(crate) loaded_executable: Call<LoadedExecutable>,
     loaded_devices: Unused,
     loaded_delete: [Unused; 2],
     pub(crate) loaded_execute: Call<LoadedExecute>,
-    loaded_others: [Unused; 2],
+    pub(crate) executable_load: Call<ExecutableLoad>,
+    loaded_fingerprint: Unused,
 
     pub(crate) buffer_destroy: Call<BufferDestroy>,
     pub(crate) buffer_element: Call<BufferElement>,
@@ -407,9 +438,11 @@ mod tests {
         assert_eq!(offset_of!(Api, device_description), 272);
         assert_eq!(offset_of!(Api, executable_destroy), 360);
         assert_eq!(offset_of!(Api, executable_outputs), 392);
+        assert_eq!(offset_of!(Api, executable_serialize), 432);
         assert_eq!(offset_of!(Api, loaded_destroy), 440);
         assert_eq!(offset_of!(Api, loaded_executable), 448);
         assert_eq!(offset_of!(Api, loaded_execute), 480);
+        assert_eq!(offset_of!(Api, executable_load), 488);
         assert_eq!(offset_of!(Api, buffer_destroy), 504);
         assert_eq!(offset_of!(Api, buffer_element), 512);
         assert_eq!(offset_of!(Api, buffer_deleted), 584);
@@ -425,6 +458,8 @@ mod tests {
         assert_eq!(BufferFromHost::SIZE, 120);
         assert_eq!(ExecuteOptions::SIZE, 112);
         assert_eq!(LoadedExecute::SIZE, 80);
+        assert_eq!(ExecutableSerialize::SIZE, 56);
+        assert_eq!(ExecutableLoad::SIZE, 64);
         assert_eq!(BufferToHost::SIZE, 56);
         assert_eq!(BufferDeleted::SIZE, 25);
         assert_eq!(FailureCode::SIZE, 28);

@@ -215,6 +215,70 @@ fn an_aliased_input_is_deleted_and_its_memory_is_the_output() {
     assert!(deleted, "{again:?}");
 }
 
+/// Of another client, on other devices: what was compiled does not know where it will run.
+#[test]
+fn a_program_that_was_serialized_is_loaded_for_other_devices() {
+    let Some(client) = client() else { return };
+    let path = std::env::var_os("APPLIANCE_XLA_CPU").unwrap();
+    let plugin = Plugin::open(Path::new(&path)).unwrap();
+    for ranks in [1, 2, 4] {
+        let count = Value::Integer(ranks.into());
+        let maker = plugin.client(&[("cpu_device_count", count)]).unwrap();
+        let replicas = u32::try_from(ranks).unwrap();
+        let made = compile(&maker, &sum_of_ranks(ranks.into()), replicas);
+        let bytes = made.serialize().unwrap();
+        drop((made, maker));
+        let count = usize::try_from(ranks).unwrap();
+        let devices: Vec<_> = client.devices().iter().rev().take(count).copied().collect();
+        let options = CompileOptions {
+            replicas,
+            devices: Some(devices.clone()),
+            ..CompileOptions::default()
+        };
+        let program = client.load(&bytes, &options).unwrap();
+        assert_eq!(
+            (program.devices(), program.outputs()),
+            (devices.as_slice(), 1)
+        );
+        let arrays: Vec<_> = devices
+            .iter()
+            .zip([1.0, 10.0, 100.0, 1000.0])
+            .map(|(device, value)| floats(&client, *device, &[value, -value]))
+            .collect();
+        let lists: Vec<_> = arrays.iter().map(|array| vec![array]).collect();
+        let sum = [1.0, 11.0, 111.0, 1111.0][count - 1];
+        for results in program.execute(&lists).unwrap() {
+            assert_eq!(read(&results[0]), [sum, -sum]);
+        }
+    }
+}
+
+#[test]
+fn a_loaded_program_gives_away_what_the_compiled_one_did() {
+    let Some(client) = client() else { return };
+    let shape = array(F32, &[2]);
+    let mut main = Computation::new("main");
+    let cache = main.parameter(0, &shape);
+    let written = main.op("negate", &shape, &[cache], |_| ());
+    let other = main.op("negate", &shape, &[written], |_| ());
+    main.op("tuple", &pair(&shape, &shape), &[other, written], |_| ());
+    let compiled = compile(&client, &module(&[main], &[alias(1, 0)]), 1);
+    let bytes = compiled.serialize().unwrap();
+    let program = client.load(&bytes, &CompileOptions::default()).unwrap();
+    let cache = floats(&client, client.devices()[0], &[1.0, 2.0]);
+    let results = program.execute(&[vec![&cache]]).unwrap();
+    assert!(cache.is_deleted().unwrap());
+    assert_eq!(read(&results[0][1]), [-1.0, -2.0]);
+}
+
+#[test]
+fn what_is_no_program_is_not_loaded() {
+    let Some(client) = client() else { return };
+    let refused = client.load(b"no program", &CompileOptions::default());
+    let error = refused.expect_err("no program").to_string();
+    assert!(error.contains("could not load the program"), "{error}");
+}
+
 #[test]
 fn a_module_that_is_wrong_is_refused_with_the_compilers_words() {
     let Some(client) = client() else { return };
