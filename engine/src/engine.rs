@@ -525,7 +525,8 @@ impl<B: Backend> Engine<B> {
                 break;
             }
             let only = self.suspects.front().map(Vec::as_slice);
-            self.schedule.plan(&mut self.plan, only);
+            let decodes = self.flights.iter().any(|flight| flight.load.decodes());
+            self.schedule.plan(&mut self.plan, only, decodes);
             if self.plan.rows.is_empty() {
                 if self.suspects.pop_front().is_some() {
                     continue;

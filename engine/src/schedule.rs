@@ -125,6 +125,13 @@ impl Cost {
     }
 }
 
+impl Load {
+    /// Whether there are rows of one token.
+    pub(crate) fn decodes(&self) -> bool {
+        self.decode_rows > 0
+    }
+}
+
 impl Planned {
     /// Entries of candidates that the row gives.
     pub(crate) fn entries(&self) -> usize {
@@ -355,13 +362,21 @@ impl Schedule {
     }
 
     /// Plans the next step, of the sequences in `only` or of all; without rows if none can run.
-    pub(crate) fn plan(&mut self, plan: &mut Plan, only: Option<&[Rank]>) {
+    ///
+    /// While a step that `decodes` is in flight, no other is planned that does: who becomes ready
+    /// meanwhile waits for it and then runs together with its rows. A device that reads all weights
+    /// for every step takes about as long for few rows as for many, so two steps in turn, each with
+    /// a part of the rows, would give every stream half as many tokens.
+    pub(crate) fn plan(&mut self, plan: &mut Plan, only: Option<&[Rank]>, decodes: bool) {
         plan.clear();
         if only.is_none() {
             self.seat_the_queue();
         }
         self.make_room(only);
         let others_wait = self.find_ready(&mut plan.ready, only);
+        if decodes {
+            plan.ready.decoding.clear();
+        }
         // Where the two do not mix they take turns.
         let ready = &plan.ready;
         let apart =

@@ -572,6 +572,27 @@ fn where_prefill_and_decode_do_not_mix_they_take_turns() {
 }
 
 #[test]
+fn who_becomes_ready_while_a_step_decodes_joins_the_next_instead_of_having_one_apart() {
+    for mixed in [true, false] {
+        let mut profile = profile();
+        (profile.mixed, profile.depth) = (mixed, 2);
+        let mut bench = Bench::new(profile, limits(), Script::default());
+        // One after another, so that each is ready at another time.
+        for first in [0, 20, 40] {
+            bench.admit(request(first..first + 10, 30));
+            (0..5).for_each(|_| drop(bench.turn(1)));
+        }
+        let before = bench.engine.stats();
+        let turns = 8;
+        for _ in 0..turns {
+            let tokens = bench.turn(1).len();
+            assert_eq!(tokens, 3, "mixed: {mixed}");
+        }
+        assert_eq!(bench.engine.stats().steps, before.steps + turns);
+    }
+}
+
+#[test]
 fn the_same_inputs_give_the_same_outputs() {
     let trace = || {
         let mut few = profile();
