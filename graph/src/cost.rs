@@ -14,7 +14,7 @@
 //! The compiler may do worse (spills inside loops, layout changes, gathers by small pieces) and in
 //! places better (a buffer that never is: attention by one kernel). Only hardware tells.
 
-use model::Decoder;
+use model::{Decoder, Mlp};
 
 use crate::bucket::{Form, KvFormat, WeightFormat};
 use crate::cut::Cut;
@@ -185,7 +185,11 @@ impl Ideal {
             attention.head_size,
         ]
         .map(u64::from);
-        let (size, bias) = (decoder.mlp.size(), decoder.mlp.bias());
+        let mlp = &decoder.mlp;
+        let (size, bias) = (mlp.size(), mlp.bias());
+        // No two rows need choose the same expert.
+        let experts = u64::from(mlp.experts());
+        let read = experts.min(u64::from(rows) * u64::from(mlp.chosen()));
         let attended = u64::from(cut.heads) * head_size;
         let cached = u64::from(cut.kv_heads) * head_size;
         let inner = u64::from(size).div_ceil(ranks);
@@ -194,10 +198,14 @@ impl Ideal {
             WeightFormat::Fp8 | WeightFormat::Int8 => from * to + 4 * to,
         };
         let when = |given: bool, count: u64| if given { 4 * count } else { 0 };
+        let router = match mlp {
+            Mlp::Gated { .. } => 0,
+            Mlp::Experts { .. } => 2 * hidden * experts,
+        };
         let layer = matrix(hidden, attended + 2 * cached)
             + matrix(attended, hidden)
-            + matrix(hidden, 2 * inner)
-            + matrix(inner, hidden)
+            + read * (matrix(hidden, 2 * inner) + matrix(inner, hidden))
+            + router
             + 4 * 2 * hidden
             + when(attention.head_norm, 2 * head_size)
             + when(attention.input_bias, attended + 2 * cached)

@@ -1,6 +1,6 @@
 //! Which forms and buckets can be: what is refused, and what would do instead.
 
-use model::{Decoder, Mlp};
+use model::Decoder;
 
 use crate::bucket::{Bucket, Form};
 use crate::cut::TOP_K_COLUMNS;
@@ -97,12 +97,6 @@ pub enum FormError {
         /// What the model has.
         head_size: u32,
     },
-    /// Not lowered yet.
-    #[error("a mixture of {experts} experts runs on the CPU only, so far: choose --backend cpu")]
-    Experts {
-        /// What the model has.
-        experts: u32,
-    },
     /// A bucket of nothing, or of more than there can be.
     #[error("the bucket {bucket} cannot be: {reason}")]
     Bucket {
@@ -123,9 +117,6 @@ impl Form {
         let most = MAX_CANDIDATES
             .min(vocabulary)
             .min(TOP_K_COLUMNS / self.ranks.max(1));
-        if let Mlp::Experts { experts, .. } = decoder.mlp {
-            return Err(FormError::Experts { experts });
-        }
         match self {
             _ if !(1..=MAX_VOCABULARY).contains(&vocabulary) => {
                 Err(FormError::Vocabulary { vocabulary })
@@ -205,7 +196,7 @@ fn listed(numbers: &[u32]) -> String {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use model::{Activation, Attention, Rope, RopeScaling};
+    use model::{Activation, Attention, Mlp, Rope, RopeScaling};
 
     use super::*;
     use crate::bucket::{Activations, Head, KvFormat, WeightFormat};

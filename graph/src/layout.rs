@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use model::Decoder;
+use model::{Decoder, Mlp};
 use serde::{Deserialize, Serialize};
 
 use crate::bucket::{Bucket, Form, Head, KvFormat, WeightFormat};
@@ -67,7 +67,8 @@ pub enum Content {
     RopeSin,
     /// Of the weights. Written once.
     Weight(Slot),
-    /// `[out]` in F32: what the products with this matrix are multiplied by. Written once.
+    /// `[out]` in F32: what the products with this matrix are multiplied by; `[experts, out]` for
+    /// those of experts. Written once.
     Scale(Slot),
     /// Keys of a layer: `[pages * page_tokens, kv_heads of a rank * head_size]`.
     Keys(u32),
@@ -124,6 +125,12 @@ pub enum LayerSlot {
     Down,
     /// `[hidden]` in F32; zero but on rank 0.
     DownBias,
+    /// `[hidden, experts]`, always BF16, on every rank: scores the experts.
+    Router,
+    /// `[experts, hidden, 2 * size of a rank]`: gate and up of each expert side by side.
+    ExpertsGateUp,
+    /// `[experts, size of a rank, hidden]`.
+    ExpertsDown,
 }
 
 impl Layout {
@@ -210,6 +217,15 @@ impl Slot {
             Self::Layer(layer, slot) => format!("layers.{layer}.{}", slot.name()),
         }
     }
+
+    /// What a matrix in this slot is made of where matrices are of `format`: the embedding and the
+    /// router are always BF16.
+    pub fn format(self, format: WeightFormat) -> WeightFormat {
+        match self {
+            Self::Embedding | Self::Layer(_, LayerSlot::Router) => WeightFormat::Bf16,
+            _ => format,
+        }
+    }
 }
 
 impl LayerSlot {
@@ -227,6 +243,9 @@ impl LayerSlot {
             Self::GateUpBias => "gate_up_bias",
             Self::Down => "down",
             Self::DownBias => "down_bias",
+            Self::Router => "router",
+            Self::ExpertsGateUp => "experts.gate_up",
+            Self::ExpertsDown => "experts.down",
         }
     }
 }
@@ -303,15 +322,19 @@ fn weights(decoder: &Decoder, form: &Form, cut: &Cut, head: Head) -> Vec<Port> {
         .collect()
 }
 
-/// A weight of this shape: a vector in F32, or a matrix, with its scale where it has one.
+/// A weight of this shape: a vector in F32, or a matrix or one for each expert, with its scale where
+/// it has one.
 fn ports(slot: Slot, shape: &[u32], format: WeightFormat) -> Vec<Port> {
     let (name, content) = (slot.name(), Content::Weight(slot));
-    let [_, out] = *shape else {
-        return vec![Port::new(name, shape, Element::F32, content)];
+    let scales = match *shape {
+        [_, out] => vec![out],
+        [experts, _, out] => vec![experts, out],
+        _ => return vec![Port::new(name, shape, Element::F32, content)],
     };
+    let format = slot.format(format);
     let scale = format.is_scaled().then(|| {
         let (name, content) = (format!("{name}.scale"), Content::Scale(slot));
-        Port::new(name, &[out], Element::F32, content)
+        Port::new(name, &scales, Element::F32, content)
     });
     let matrix = Port::new(name, shape, format.element(), content);
     std::iter::once(matrix).chain(scale).collect()
@@ -324,7 +347,8 @@ fn layer_slots(
 ) -> impl Iterator<Item = (LayerSlot, Vec<u32>)> + use<> {
     use LayerSlot::*;
     let attention = &decoder.attention;
-    let bias = decoder.mlp.bias();
+    let (bias, experts) = (decoder.mlp.bias(), decoder.mlp.experts());
+    let mixed = matches!(decoder.mlp, Mlp::Experts { .. });
     let (hidden, size, head) = (decoder.hidden, cut.size, attention.head_size);
     let query = cut.heads * head;
     let input = (cut.heads + 2 * cut.kv_heads) * head;
@@ -339,10 +363,13 @@ fn layer_slots(
         (true, Output, vec![query, hidden]),
         (output_bias, OutputBias, vec![hidden]),
         (true, MlpNorm, vec![hidden]),
-        (true, GateUp, vec![hidden, 2 * size]),
+        (!mixed, GateUp, vec![hidden, 2 * size]),
         (bias, GateUpBias, vec![2 * size]),
-        (true, Down, vec![size, hidden]),
+        (!mixed, Down, vec![size, hidden]),
         (bias, DownBias, vec![hidden]),
+        (mixed, Router, vec![hidden, experts]),
+        (mixed, ExpertsGateUp, vec![experts, hidden, 2 * size]),
+        (mixed, ExpertsDown, vec![experts, size, hidden]),
     ]
     .into_iter()
     .filter_map(|(has, slot, shape)| has.then_some((slot, shape)))
@@ -518,6 +545,36 @@ mod tests {
         assert_eq!(names(&layout.inputs), inputs);
         assert_eq!(names(&layout.outputs), &inputs[1..]);
         assert_eq!(layout.inputs[0].shape, [6]);
+    }
+
+    #[test]
+    fn experts_are_one_tensor_a_projection_and_the_router_is_never_narrow() {
+        let mut decoder = decoder(4, 2);
+        decoder.layers = 1;
+        decoder.mlp = Mlp::Experts {
+            experts: 12,
+            chosen: 2,
+            size: 40,
+            activation: model::Activation::Silu,
+            renormalise: true,
+        };
+        let mut form = form();
+        (form.weights, form.ranks) = (WeightFormat::Fp8, 2);
+        let layout = Layout::of(&decoder, &form, STEP).unwrap();
+        let of_mlp: Vec<_> = (layout.inputs.iter())
+            .skip_while(|port| port.name != "layers.0.mlp_norm")
+            .skip(1)
+            .take_while(|port| port.name != "final_norm")
+            .map(|port| (port.name.as_str(), &port.shape[..], port.element))
+            .collect();
+        let expected: [(&str, &[u32], Element); 5] = [
+            ("layers.0.router", &[64, 12], Element::Bf16),
+            ("layers.0.experts.gate_up", &[12, 64, 40], Element::F8e4m3fn),
+            ("layers.0.experts.gate_up.scale", &[12, 40], Element::F32),
+            ("layers.0.experts.down", &[12, 20, 64], Element::F8e4m3fn),
+            ("layers.0.experts.down.scale", &[12, 64], Element::F32),
+        ];
+        assert_eq!(of_mlp, expected);
     }
 
     #[test]

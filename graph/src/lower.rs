@@ -100,6 +100,19 @@ mod tests {
         decoder
     }
 
+    /// The same with experts, of which a few rows choose some, and more all.
+    fn experts(renormalise: bool) -> Decoder {
+        let mut decoder = everything();
+        decoder.mlp = model::Mlp::Experts {
+            experts: 20,
+            chosen: 3,
+            size: 40,
+            activation: model::Activation::Silu,
+            renormalise,
+        };
+        decoder
+    }
+
     fn buckets() -> Vec<Bucket> {
         vec![
             step(1, 1, 0, Head::Last),
@@ -118,7 +131,7 @@ mod tests {
             positions: 32,
             bytes: 1 << 12,
         };
-        for decoder in [decoder(8, 2), everything()] {
+        for decoder in [decoder(8, 2), everything(), experts(true)] {
             for bucket in buckets() {
                 for ranks in [1, 2, 8] {
                     for weights in [WeightFormat::Bf16, WeightFormat::Fp8, WeightFormat::Int8] {
@@ -171,8 +184,11 @@ mod tests {
 
     #[test]
     fn every_input_is_used() {
-        for bucket in buckets() {
-            let Module { proto, layout } = lower(&everything(), &form(), bucket).unwrap();
+        let decoders = [everything(), experts(true), experts(false)];
+        for (bucket, decoder) in (buckets().into_iter())
+            .flat_map(|bucket| decoders.each_ref().map(|decoder| (bucket, decoder)))
+        {
+            let Module { proto, layout } = lower(decoder, &form(), bucket).unwrap();
             let entry = proto.computations.last().unwrap();
             let used: BTreeSet<_> = (entry.instructions.iter())
                 .flat_map(|one| &one.operand_ids)
@@ -196,6 +212,22 @@ mod tests {
         assert_eq!(sums(1), 0);
         // The embedding, two layers, the candidates.
         assert_eq!(sums(4), 1 + 2 * 2 + 1);
+    }
+
+    #[test]
+    fn few_rows_read_the_experts_that_they_choose_and_more_read_all() {
+        let read = |rows| {
+            let bucket = step(rows, 1, 2, Head::Last);
+            let module = lower(&experts(true), &form(), bucket).unwrap();
+            let entry = module.proto.computations.last().unwrap();
+            let gathers = (entry.instructions.iter())
+                .filter(|one| one.opcode == "gather")
+                .filter_map(|one| one.shape.as_ref())
+                .filter(|shape| shape.dimensions[1] == 64 * 80 || shape.dimensions[1] == 64 * 40);
+            gathers.map(|shape| shape.dimensions[0]).sum::<i64>()
+        };
+        // Of two layers, gate and up and down.
+        assert_eq!([1, 6, 7].map(read), [3 * 4, 18 * 4, 0]);
     }
 
     #[test]

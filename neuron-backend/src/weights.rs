@@ -20,7 +20,7 @@ use graph::{Content, Cut, Form, FormError, Slot};
 use model::{Decoder, Role, Tensor, Weights};
 use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 
-use made::{Made, Part};
+use made::{Made, Part, Shape};
 use number::{convert, largest_of, to_bf16};
 use transpose::Columns;
 
@@ -90,9 +90,15 @@ impl<'a> Source<'a> {
         }
     }
 
+    /// The format of one byte that a slot's matrices are in, if they are in one.
+    fn narrow(&self, slot: Slot) -> Option<Narrow> {
+        let weights = slot.format(self.form.weights);
+        Narrow::of(self.form).filter(|_| weights.is_scaled())
+    }
+
     /// Asks the system for what will be read of these tensors, in one go.
-    fn expect(&self, made: &Made) {
-        for part in made.parts() {
+    fn expect(&self, parts: &[Part]) {
+        for part in parts {
             let (file, whole) = self.weights.source(part.role);
             let tensor = self.weights.tensor(part.role);
             let start = whole.start + rows_of(&tensor, &(0..part.rows.start)).len() as u64;
@@ -102,8 +108,8 @@ impl<'a> Source<'a> {
     }
 
     /// A rank has read these tensors. Those that no other has yet to read are let go.
-    fn let_go(&self, made: &Made) {
-        for part in made.parts() {
+    fn let_go(&self, parts: &[Part]) {
+        for part in parts {
             let Some(unread) = self.unread.get(&part.role) else {
                 continue;
             };
@@ -169,26 +175,52 @@ impl Writer<'_> {
         sink: &mut Sink<F>,
     ) -> Result<(), E> {
         let source = self.source;
-        let made = Made::of(source.decoder, &source.cut, slot, self.rank);
-        source.expect(&made);
-        match &made {
-            Made::Vector { parts, len } => self.write_vector(parts, *len, sink)?,
-            Made::Rows { part, rows } => self.write_rows(part, *rows, sink)?,
-            Made::Columns(shape) => {
-                let columns = Columns::new(source.weights, shape, source.piece);
-                match Narrow::of(source.form) {
-                    None => columns.write(&mut self.piece, sink, |_, dtype, bytes, out| {
-                        to_bf16(dtype, bytes, out);
-                    })?,
-                    Some(format) => {
-                        let scales = self.scales_of(slot);
-                        self.write_narrow(format, &scales, &columns, sink)?;
-                        self.scales = Some((slot, scales));
-                    }
+        match Made::of(source.decoder, &source.cut, slot, self.rank) {
+            Made::Vector { parts, len } => {
+                source.expect(&parts);
+                self.write_vector(&parts, len, sink)?;
+                source.let_go(&parts);
+            }
+            Made::Rows { part, rows } => {
+                source.expect(std::slice::from_ref(&part));
+                self.write_rows(&part, rows, sink)?;
+                source.let_go(&[part]);
+            }
+            Made::Columns(shapes) => self.write_matrices(slot, &shapes, sink)?,
+        }
+        Ok(())
+    }
+
+    /// Writes matrices one after the other, and keeps their scales.
+    fn write_matrices<E, F: FnMut(u64, &[u8]) -> Result<(), E>>(
+        &mut self,
+        slot: Slot,
+        shapes: &[Shape],
+        sink: &mut Sink<F>,
+    ) -> Result<(), E> {
+        let source = self.source;
+        let known = self.scales.take_if(|(known, _)| *known == slot);
+        let mut known = known.map(|(_, scales)| scales.into_iter());
+        let mut all = Vec::new();
+        for shape in shapes {
+            source.expect(&shape.parts);
+            let columns = Columns::new(source.weights, shape, source.piece);
+            match source.narrow(slot) {
+                None => columns.write(&mut self.piece, sink, |_, dtype, bytes, out| {
+                    to_bf16(dtype, bytes, out);
+                })?,
+                Some(format) => {
+                    let scales = match &mut known {
+                        Some(known) => known.take(shape.outputs).collect(),
+                        None => scales_of(&columns, shape, format),
+                    };
+                    self.write_narrow(format, &scales, &columns, sink)?;
+                    all.extend(scales);
                 }
             }
+            source.let_go(&shape.parts);
         }
-        source.let_go(&made);
+        self.scales = Some((slot, all));
         Ok(())
     }
 
@@ -216,22 +248,22 @@ impl Writer<'_> {
         }
     }
 
-    /// The scales of a matrix: one for each of its columns, of this rank's inputs. Products are
-    /// scaled before the ranks add them up, so ranks need not agree.
+    /// The scales of a slot's matrices: one for each of their columns, of this rank's inputs. Products
+    /// are scaled before the ranks add them up, so ranks need not agree.
     fn scales_of(&mut self, slot: Slot) -> Vec<f32> {
         if let Some((_, scales)) = self.scales.take_if(|(known, _)| *known == slot) {
             return scales;
         }
         let source = self.source;
         let made = Made::of(source.decoder, &source.cut, slot, self.rank);
-        let (Made::Columns(shape), Some(format)) = (made, Narrow::of(source.form)) else {
+        let (Made::Columns(shapes), Some(format)) = (made, source.narrow(slot)) else {
             return Vec::new();
         };
-        let mut scales = vec![format.scale(0.0); shape.outputs];
-        Columns::new(source.weights, &shape, source.piece).each(|column, dtype, bytes| {
-            scales[column] = format.scale(largest_of(dtype, bytes));
+        let scales = shapes.iter().flat_map(|shape| {
+            let columns = Columns::new(source.weights, shape, source.piece);
+            scales_of(&columns, shape, format)
         });
-        scales
+        scales.collect()
     }
 
     /// A vector in F32, zero where no part is.
@@ -307,6 +339,15 @@ impl Writer<'_> {
         }
         Ok(())
     }
+}
+
+/// The scales of a matrix's columns.
+fn scales_of(columns: &Columns<'_>, shape: &Shape, format: Narrow) -> Vec<f32> {
+    let mut scales = vec![format.scale(0.0); shape.outputs];
+    columns.each(|column, dtype, bytes| {
+        scales[column] = format.scale(largest_of(dtype, bytes));
+    });
+    scales
 }
 
 /// The bytes of these rows of a tensor; a vector's rows are its numbers.

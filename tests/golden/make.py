@@ -1,6 +1,6 @@
 """Makes the golden files beside it from Hugging Face transformers: see README.md.
 
-    python make.py families
+    python make.py families [NAME ..]
     python make.py smollm2 MODEL_DIRECTORY
     python make.py tokenizer MODEL_DIRECTORY MODEL.gguf
     python make.py templates MODEL_DIRECTORY
@@ -76,6 +76,7 @@ BASE = {
 
 def family(kind, **changes):
     names = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+    names |= {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe"}
     own = {"architectures": [names[kind] + "ForCausalLM"], "model_type": kind}
     return {**own, **BASE, **changes}
 
@@ -114,6 +115,27 @@ FAMILIES = {
     "mistral": family("mistral", sliding_window=24, head_dim=16),
     "qwen2": family("qwen2", rope_theta=1000000.0, rms_norm_eps=1e-6, tie_word_embeddings=True),
     "qwen3": family("qwen3", rope_theta=1000000.0, rms_norm_eps=1e-6, head_dim=32),
+    "mixtral": family(
+        "mixtral",
+        rope_theta=1000000.0,
+        intermediate_size=48,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=None,
+    ),
+    # Probabilities as they are, which Mixtral does not have, and sizes that are no round numbers.
+    "qwen3-moe": family(
+        "qwen3_moe",
+        rope_theta=1000000.0,
+        rms_norm_eps=1e-6,
+        head_dim=32,
+        num_experts=12,
+        num_experts_per_tok=3,
+        moe_intermediate_size=40,
+        norm_topk_prob=False,
+        decoder_sparse_step=1,
+        mlp_only_layers=[],
+    ),
 }
 
 
@@ -153,21 +175,52 @@ def decisive(model, name):
             return prompt, tokens[PROMPT:], gaps
 
 
-def make_families():
+def filled(model):
+    """The model with its numbers, and each tensor's shape."""
+    tensors = {}
+    for tensor, parameter in model.named_parameters():
+        parameter.copy_(weight(tensor, tuple(parameter.shape)))
+        assert torch.equal(parameter, parameter.bfloat16().float()), tensor
+        tensors[tensor] = list(parameter.shape)
+    return model, tensors
+
+
+def refilled(model):
+    """The same for a mixture of experts, whose tensors have other names and shapes in memory than
+    in a checkpoint: what transformers saves is filled, and loaded again."""
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        path = os.path.join(folder, "model.safetensors")
+        shapes = {name: list(tensor.shape) for name, tensor in sorted(load_file(path).items())}
+        numbers = {name: weight(name, tuple(shape)) for name, shape in shapes.items()}
+        save_file(numbers, path, metadata={"format": "pt"})
+        model, said = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            experts_implementation="eager",
+            output_loading_info=True,
+        )
+    assert not any(said.values()), said
+    return model.eval(), shapes
+
+
+def make_families(*names):
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    for name, config in FAMILIES.items():
+    for name in names or FAMILIES:
+        config = FAMILIES[name]
         with tempfile.TemporaryDirectory() as folder:
             with open(os.path.join(folder, "config.json"), "w") as file:
                 json.dump(config, file)
             parsed = AutoConfig.from_pretrained(folder)
         model = AutoModelForCausalLM.from_config(parsed, attn_implementation="eager")
         model = model.float().eval()
-        tensors = {}
-        for tensor, parameter in model.named_parameters():
-            parameter.copy_(weight(tensor, tuple(parameter.shape)))
-            assert torch.equal(parameter, parameter.bfloat16().float()), tensor
-            tensors[tensor] = list(parameter.shape)
+        has_experts = "num_experts_per_tok" in config
+        model, tensors = refilled(model) if has_experts else filled(model)
         prompt, greedy, gaps = decisive(model, name)
         logits = model(torch.tensor([prompt])).logits[0]
         golden = {

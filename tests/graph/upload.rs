@@ -5,11 +5,13 @@ use std::path::Path;
 use graph::{Content, Cut, Form, LayerSlot, Slot, WeightFormat};
 use model::{Decoder, Dtype, LayerRole, Role, Weights};
 
-/// A matrix `[in, out]` or a vector `[1, out]`.
+/// A matrix `[in, out]`, several of them one below the other, or a vector `[1, out]`.
 #[derive(Clone, Debug)]
 struct Matrix {
     columns: usize,
     numbers: Vec<f32>,
+    /// How many matrices there are.
+    experts: usize,
 }
 
 /// The bytes of an input that is written once. Where `rounded` names another format than the form
@@ -36,11 +38,15 @@ pub(crate) fn bytes(
         Content::Weight(Slot::Embedding) => bf16s(&source.embedding().numbers),
         Content::Weight(slot) => {
             let matrix = source.slot(slot);
+            let is_exact = matches!(slot, Slot::Layer(_, LayerSlot::Router));
             match (is_matrix(slot), form.weights, rounded) {
+                _ if is_exact => bf16s(&matrix.numbers),
                 (false, ..) => f32s(&matrix.numbers),
-                (true, WeightFormat::Bf16, Some(format)) => {
-                    bf16s(&restored(&quantized(&matrix, format, form), format))
-                }
+                (true, WeightFormat::Bf16, Some(format)) => bf16s(&restored(
+                    &quantized(&matrix, format, form),
+                    matrix.columns,
+                    format,
+                )),
                 (true, WeightFormat::Bf16, None) => bf16s(&matrix.numbers),
                 (true, format, _) => quantized(&matrix, format, form).0,
             }
@@ -51,10 +57,14 @@ pub(crate) fn bytes(
 }
 
 fn is_matrix(slot: Slot) -> bool {
-    use LayerSlot::{Down, GateUp, Output, Qkv};
+    use LayerSlot::{Down, ExpertsDown, ExpertsGateUp, GateUp, Output, Qkv};
     matches!(
         slot,
-        Slot::Head | Slot::Layer(_, Qkv | Output | GateUp | Down)
+        Slot::Head
+            | Slot::Layer(
+                _,
+                Qkv | Output | GateUp | Down | ExpertsGateUp | ExpertsDown
+            )
     )
 }
 
@@ -87,12 +97,17 @@ impl Source<'_> {
         let number = |half: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16);
         let numbers: Vec<_> = halves.iter().map(number).collect();
         match *tensor.shape {
-            [columns] => Matrix { columns, numbers },
+            [columns] => Matrix {
+                columns,
+                numbers,
+                experts: 1,
+            },
             [out, inner] => {
                 let at = |place: usize| numbers[place % out * inner + place / out];
                 Matrix {
                     columns: out,
                     numbers: (0..out * inner).map(at).collect(),
+                    experts: 1,
                 }
             }
             _ => panic!("{role:?}"),
@@ -109,6 +124,7 @@ impl Source<'_> {
         Matrix {
             columns: rows,
             numbers: (0..own.numbers.len()).map(at).collect(),
+            experts: 1,
         }
     }
 
@@ -181,6 +197,26 @@ impl Source<'_> {
             }
             LayerSlot::Down => of(LayerRole::Down).rows_of(inner.start, inner.end, cut.size),
             LayerSlot::DownBias => once(LayerRole::DownBias),
+            LayerSlot::Router => of(LayerRole::Router),
+            LayerSlot::ExpertsGateUp => self.each_expert(&|expert| {
+                let parts = [LayerRole::ExpertGate, LayerRole::ExpertUp];
+                beside(&parts.map(|role| inside(role(expert))))
+            }),
+            LayerSlot::ExpertsDown => self.each_expert(&|expert| {
+                of(LayerRole::ExpertDown(expert)).rows_of(inner.start, inner.end, cut.size)
+            }),
+        }
+    }
+}
+
+impl Source<'_> {
+    /// The matrices of all experts one below the other.
+    fn each_expert(&self, of: &dyn Fn(u32) -> Matrix) -> Matrix {
+        let all: Vec<_> = (0..self.decoder.mlp.experts()).map(of).collect();
+        Matrix {
+            columns: all[0].columns,
+            numbers: all.iter().flat_map(|one| one.numbers.clone()).collect(),
+            experts: all.len(),
         }
     }
 }
@@ -197,6 +233,7 @@ impl Matrix {
         Self {
             columns: width,
             numbers,
+            experts: 1,
         }
     }
 
@@ -205,7 +242,11 @@ impl Matrix {
         let columns = self.columns;
         let mut numbers = self.numbers[from as usize * columns..to as usize * columns].to_vec();
         numbers.resize(height as usize * columns, 0.0);
-        Self { columns, numbers }
+        Self {
+            columns,
+            numbers,
+            experts: 1,
+        }
     }
 }
 
@@ -219,6 +260,7 @@ fn beside(parts: &[Matrix]) -> Matrix {
     Matrix {
         columns: parts.iter().map(|part| part.columns).sum(),
         numbers: numbers.collect(),
+        experts: 1,
     }
 }
 
@@ -226,13 +268,28 @@ fn beside(parts: &[Matrix]) -> Matrix {
 /// is a BF16 number, and not the same in each column, so that one column's scale does not do for
 /// another's.
 fn quantized(matrix: &Matrix, format: WeightFormat, form: &Form) -> (Vec<u8>, Vec<f32>) {
+    let (mut bytes, mut scales) = (Vec::new(), Vec::new());
+    for numbers in matrix.numbers.chunks(matrix.numbers.len() / matrix.experts) {
+        let one = quantized_one(numbers, matrix.columns, format, form);
+        bytes.extend(one.0);
+        scales.extend(one.1);
+    }
+    (bytes, scales)
+}
+
+fn quantized_one(
+    numbers: &[f32],
+    columns: usize,
+    format: WeightFormat,
+    form: &Form,
+) -> (Vec<u8>, Vec<f32>) {
     #[expect(clippy::cast_precision_loss, reason = "it is 240 or 448")]
     let most = match format {
         WeightFormat::Fp8 => form.fp8_max as f32,
         _ => 127.0,
     };
-    let mut greatest = vec![1e-5_f32; matrix.columns];
-    for row in matrix.numbers.chunks(matrix.columns) {
+    let mut greatest = vec![1e-5_f32; columns];
+    for row in numbers.chunks(columns) {
         for (greatest, number) in greatest.iter_mut().zip(row) {
             *greatest = greatest.max(number.abs());
         }
@@ -241,7 +298,7 @@ fn quantized(matrix: &Matrix, format: WeightFormat, form: &Form) -> (Vec<u8>, Ve
     let scales: Vec<_> = scales
         .map(|(greatest, coarser)| ((greatest / most).log2().ceil() + coarser).exp2())
         .collect();
-    let scaled = matrix.numbers.iter().zip(scales.iter().cycle());
+    let scaled = numbers.iter().zip(scales.iter().cycle());
     let bytes = scaled.map(|(number, scale)| match format {
         WeightFormat::Fp8 => fp8(number / scale, most),
         _ => int8(number / scale),
@@ -250,8 +307,17 @@ fn quantized(matrix: &Matrix, format: WeightFormat, form: &Form) -> (Vec<u8>, Ve
 }
 
 /// What bytes and scales stand for.
-fn restored((bytes, scales): &(Vec<u8>, Vec<f32>), format: WeightFormat) -> Vec<f32> {
-    let pairs = bytes.iter().zip(scales.iter().cycle());
+fn restored(
+    (bytes, scales): &(Vec<u8>, Vec<f32>),
+    columns: usize,
+    format: WeightFormat,
+) -> Vec<f32> {
+    let experts = scales.len() / columns;
+    let scales = scales.chunks(columns).flat_map(|of_one| {
+        let count = bytes.len() / experts;
+        of_one.iter().cycle().take(count)
+    });
+    let pairs = bytes.iter().zip(scales);
     let restored = pairs.map(|(byte, scale)| match format {
         WeightFormat::Fp8 if *byte >= 0x80 => -value(byte & 0x7f) * scale,
         WeightFormat::Fp8 => value(*byte) * scale,

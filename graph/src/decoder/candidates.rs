@@ -4,13 +4,10 @@
 use std::ops::Range;
 
 use crate::build::{Binary, Constant, Direction, Reducer, Unary, Value};
-use crate::decoder::{Lowering, NEVER};
+use crate::decoder::{Lowering, NEVER, PADDING};
 use crate::element::Element;
 use crate::layout::{Content, Slot};
 use crate::lower::LowerError;
-
-/// What pads a row for the device's top-K: below [`NEVER`], so it is never among the best of as many.
-const PADDING: Constant = Constant::F32(-2e30);
 
 /// Ids are found by comparing each place with each wanted one, up to so many pairs. Above, they are
 /// gathered, one number at a time, which the device does slowly: a descriptor for each.

@@ -4,7 +4,7 @@ use model::{Activation, Mlp};
 
 use crate::build::{Binary, Unary, Value};
 use crate::decoder::Lowering;
-use crate::form::FormError;
+use crate::decoder::experts::Choice;
 use crate::layout::{LayerSlot, Slot};
 use crate::lower::LowerError;
 
@@ -16,7 +16,19 @@ impl Lowering<'_> {
             Mlp::Gated {
                 activation, bias, ..
             } => self.gated(layer, x, activation, bias),
-            Mlp::Experts { experts, .. } => Err(FormError::Experts { experts }.into()),
+            Mlp::Experts {
+                chosen,
+                activation,
+                renormalise,
+                ..
+            } => {
+                let choice = Choice {
+                    chosen,
+                    renormalise,
+                    activation,
+                };
+                self.experts(layer, x, choice)
+            }
         }
     }
 
@@ -40,7 +52,11 @@ impl Lowering<'_> {
         self.sum_over_ranks(&out)
     }
 
-    fn activated(&mut self, x: &Value, activation: Activation) -> Result<Value, LowerError> {
+    pub(super) fn activated(
+        &mut self,
+        x: &Value,
+        activation: Activation,
+    ) -> Result<Value, LowerError> {
         match activation {
             Activation::Silu => {
                 let logistic = self.builder.unary(Unary::Logistic, x)?;

@@ -8,6 +8,7 @@ mod attention;
 mod candidates;
 mod copy;
 mod embedding;
+mod experts;
 mod linear;
 mod mask;
 mod mlp;
@@ -30,6 +31,9 @@ use crate::tiles::Tiles;
 /// What stands for minus infinity: below every logit and score, and finite, so that no difference
 /// of two is not a number.
 pub(crate) const NEVER: Constant = Constant::F32(-1e30);
+
+/// What pads a row for the device's top-K: below [`NEVER`], so it is never among the best of as many.
+pub(crate) const PADDING: Constant = Constant::F32(-2e30);
 
 /// A module being made of a decoder.
 #[derive(Debug)]

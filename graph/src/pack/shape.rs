@@ -277,15 +277,28 @@ fn time(decoder: &Decoder, form: &Form, bucket: Bucket) -> f64 {
     else {
         return 0.0;
     };
-    let size = decoder.mlp.size();
+    let mlp = &decoder.mlp;
     let attention = &decoder.attention;
-    let [layers, hidden, size, vocabulary] =
-        [decoder.layers, decoder.hidden, size, decoder.vocabulary].map(f64::from);
+    let [layers, hidden, size, vocabulary] = [
+        decoder.layers,
+        decoder.hidden,
+        mlp.size(),
+        decoder.vocabulary,
+    ]
+    .map(f64::from);
     let head_size = f64::from(attention.head_size);
     let query = f64::from(attention.heads) * head_size;
     let keys = f64::from(attention.kv_heads) * head_size;
-    let layer = hidden * (2.0 * query + 2.0 * keys + 3.0 * size);
     let (rows, tokens) = (f64::from(rows), f64::from(tokens));
+    // As the lowering has it: the chosen experts' or all; see `decoder::experts`.
+    let [experts, chosen] = [mlp.experts(), mlp.chosen()].map(f64::from);
+    let pairs = rows * tokens * chosen;
+    let passed = if pairs < experts { chosen } else { experts };
+    let attending = hidden * (2.0 * query + 2.0 * keys);
+    let (layer, read) = (
+        attending + hidden * 3.0 * size * passed,
+        attending + hidden * 3.0 * size * pairs.min(experts),
+    );
     let before = f64::from(pages) * f64::from(form.page_tokens);
     let entries = match head {
         Head::Each => rows * tokens,
@@ -304,7 +317,7 @@ fn time(decoder: &Decoder, form: &Form, bucket: Bucket) -> f64 {
     let attended = rows * tokens * (tokens + before);
     let products = rows * tokens * layers * layer + entries * hidden * vocabulary;
     let operations = 2.0 * products + 4.0 * layers * query * attended;
-    let bytes = weight * (layers * layer + hidden * vocabulary)
+    let bytes = weight * (layers * read + hidden * vocabulary)
         + number * rows * before * layers * 2.0 * keys;
     operations.max(bytes * OPERATIONS_PER_BYTE)
 }

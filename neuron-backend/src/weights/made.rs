@@ -21,8 +21,8 @@ pub(super) enum Made {
     Vector { parts: Vec<Part>, len: usize },
     /// So many rows of a tensor as it is, in BF16.
     Rows { part: Part, rows: usize },
-    /// A tensor's rows become columns.
-    Columns(Shape),
+    /// Matrices one after the other, one for each expert or just one: a tensor's rows become columns.
+    Columns(Vec<Shape>),
 }
 
 /// A matrix `[inputs, outputs]`, made of rows of tensors `[out, in]`.
@@ -106,7 +106,19 @@ impl Made {
                 let inputs = queries.len();
                 Self::by_input(role(Output), queries, inputs, hidden)
             }
-            LayerSlot::Down => Self::by_input(role(Down), inner, size, hidden),
+            LayerSlot::Down => Self::by_input(role(Down), inner.clone(), size, hidden),
+            LayerSlot::Router => {
+                let experts = decoder.mlp.experts() as usize;
+                let parts = vec![part(role(Router), 0..experts, 0)];
+                Self::by_output(parts, hidden, experts)
+            }
+            LayerSlot::ExpertsGateUp => Self::of_each(decoder, |expert| {
+                let parts = gate_up([ExpertGate(expert), ExpertUp(expert)]);
+                Self::by_output(parts, hidden, 2 * size)
+            }),
+            LayerSlot::ExpertsDown => Self::of_each(decoder, |expert| {
+                Self::by_input(role(ExpertDown(expert)), inner.clone(), size, hidden)
+            }),
             LayerSlot::OutputBias => Self::once(role(OutputBias), rank, hidden),
             LayerSlot::DownBias => Self::once(role(DownBias), rank, hidden),
         }
@@ -132,33 +144,33 @@ impl Made {
         }
     }
 
+    /// The matrices of all experts.
+    fn of_each(decoder: &Decoder, one: impl Fn(u32) -> Self) -> Self {
+        let experts = (0..decoder.mlp.experts()).flat_map(|expert| match one(expert) {
+            Self::Columns(shapes) => shapes,
+            _ => Vec::new(),
+        });
+        Self::Columns(experts.collect())
+    }
+
     /// A matrix whose outputs are cut among ranks.
     fn by_output(parts: Vec<Part>, inputs: usize, outputs: usize) -> Self {
-        Self::Columns(Shape {
+        Self::Columns(vec![Shape {
             parts,
             of: 0..inputs,
             inputs,
             outputs,
-        })
+        }])
     }
 
     /// A matrix whose inputs are cut among ranks.
     fn by_input(role: Role, of: Range<usize>, inputs: usize, outputs: usize) -> Self {
-        Self::Columns(Shape {
+        Self::Columns(vec![Shape {
             parts: vec![part(role, 0..outputs, 0)],
             of,
             inputs,
             outputs,
-        })
-    }
-
-    /// The tensors that it is made of.
-    pub(super) fn parts(&self) -> &[Part] {
-        match self {
-            Self::Vector { parts, .. } => parts,
-            Self::Rows { part, .. } => std::slice::from_ref(part),
-            Self::Columns(shape) => &shape.parts,
-        }
+        }])
     }
 }
 

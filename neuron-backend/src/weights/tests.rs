@@ -12,12 +12,14 @@ use tempfile::TempDir;
 
 use super::*;
 
-const FAMILIES: [&str; 5] = [
+const FAMILIES: [&str; 7] = [
     include_str!("../../../tests/golden/families/llama-biased.json"),
     include_str!("../../../tests/golden/families/llama-yarn.json"),
     include_str!("../../../tests/golden/families/qwen2.json"),
     include_str!("../../../tests/golden/families/qwen3.json"),
     include_str!("../../../tests/golden/families/smollm2.json"),
+    include_str!("../../../tests/golden/families/mixtral.json"),
+    include_str!("../../../tests/golden/families/qwen3-moe.json"),
 ];
 
 /// A tiny model on disk, and its numbers.
@@ -98,10 +100,14 @@ impl Tiny {
 
     /// The number at `[row, column]` of a tensor; a vector has one column.
     fn at(&self, role: Role, row: u32, column: u32) -> f32 {
-        let name = match role {
-            Role::Head if self.decoder.tied_head => Role::Embedding.name(),
-            _ => role.name(),
+        let stored = match role {
+            Role::Head if self.decoder.tied_head => Role::Embedding,
+            _ => role,
         };
+        let name = stored
+            .names()
+            .find(|name| self.numbers.contains_key(name))
+            .unwrap();
         let width = self.weights.tensor(role).shape.get(1).copied().unwrap_or(1);
         self.numbers[&name][row as usize * width + column as usize]
     }
@@ -190,22 +196,47 @@ impl Tiny {
                 _ => 0.0,
             },
             LayerSlot::DownBias => on_first(DownBias),
+            LayerSlot::Router => at(Router, column, row),
+            // Rows of all experts are one below the other.
+            LayerSlot::ExpertsGateUp => {
+                let (expert, row) = (row / self.decoder.hidden, row % self.decoder.hidden);
+                match inner(column) {
+                    (_, None) => 0.0,
+                    (false, Some(out)) => at(ExpertGate(expert), out, row),
+                    (true, Some(out)) => at(ExpertUp(expert), out, row),
+                }
+            }
+            LayerSlot::ExpertsDown => {
+                let (expert, row) = (row / own, row % own);
+                match rank * own + row {
+                    inner if inner < size => at(ExpertDown(expert), column, inner),
+                    _ => 0.0,
+                }
+            }
         }
     }
 
-    /// A matrix's scales: the largest magnitude of each column over the format's largest number.
-    fn scales(&self, form: &Form, slot: Slot, rank: u32, [rows, columns]: [u32; 2]) -> Vec<f32> {
+    /// A slot's scales: the largest magnitude of each column of each of its matrices over the format's
+    /// largest number.
+    fn scales(&self, form: &Form, slot: Slot, rank: u32, port: &Port) -> Vec<f32> {
+        let [all, columns] = sizes(port);
+        let rows = all / experts(port);
         #[expect(clippy::cast_precision_loss, reason = "it is 240 or 448")]
         let most = match form.weights {
             WeightFormat::Bf16 => return Vec::new(),
             WeightFormat::Fp8 => form.fp8_max as f32,
             WeightFormat::Int8 => 127.0,
         };
-        let scale = |column| {
-            let numbers = (0..rows).map(|row| self.expected(form, slot, rank, row, column).abs());
+        let scale = |expert, column| {
+            let numbers = (expert * rows..(expert + 1) * rows)
+                .map(|row| self.expected(form, slot, rank, row, column).abs());
             (numbers.fold(0.0, f32::max) / most).max(1e-5)
         };
-        (0..columns).map(scale).collect()
+        let scales =
+            (0..experts(port)).flat_map(|expert| (0..columns).map(move |column| (expert, column)));
+        scales
+            .map(|(expert, column)| scale(expert, column))
+            .collect()
     }
 }
 
@@ -248,8 +279,22 @@ fn ports(tiny: &Tiny, form: &Form) -> Vec<Port> {
     layout.inputs
 }
 
+/// Rows, of all experts one below the other, and columns.
 fn sizes(port: &Port) -> [u32; 2] {
-    [port.shape[0], port.shape.get(1).copied().unwrap_or(1)]
+    match port.shape[..] {
+        [rows] => [rows, 1],
+        [rows, columns] => [rows, columns],
+        [experts, rows, columns] => [experts * rows, columns],
+        _ => panic!("{port:?}"),
+    }
+}
+
+/// Matrices of a port.
+fn experts(port: &Port) -> u32 {
+    match port.shape[..] {
+        [experts, _, _] => experts,
+        _ => 1,
+    }
 }
 
 /// Checks all that one rank holds.
@@ -263,12 +308,13 @@ fn check_rank(tiny: &Tiny, form: &Form, source: &Source<'_>, rank: u32) {
         let expected: Vec<u8> = match port.content {
             Content::Weight(slot) => {
                 let scales = match port.element {
-                    Element::F8e4m3fn | Element::S8 => tiny.scales(form, slot, rank, sizes(&port)),
+                    Element::F8e4m3fn | Element::S8 => tiny.scales(form, slot, rank, &port),
                     _ => Vec::new(),
                 };
                 let number = |(row, column)| {
                     let number = tiny.expected(form, slot, rank, row, column);
-                    let scale = scales.get(column as usize).copied();
+                    let expert = row / (rows / experts(&port));
+                    let scale = scales.get((expert * columns + column) as usize).copied();
                     stored(port.element, number, scale.unwrap_or(1.0), form.fp8_max)
                 };
                 numbers.flat_map(number).collect()
@@ -277,7 +323,7 @@ fn check_rank(tiny: &Tiny, form: &Form, source: &Source<'_>, rank: u32) {
                 let matrix = Content::Weight(slot);
                 let ports = ports(tiny, form);
                 let matrix = ports.iter().find(|port| port.content == matrix).unwrap();
-                let scales = tiny.scales(form, slot, rank, sizes(matrix));
+                let scales = tiny.scales(form, slot, rank, matrix);
                 scales.into_iter().flat_map(f32::to_le_bytes).collect()
             }
             Content::Rank => rank.to_le_bytes().to_vec(),
@@ -379,21 +425,23 @@ fn a_checkpoint_may_hold_other_numbers() {
 
 #[test]
 fn scales_may_be_asked_for_alone() {
-    let tiny = Tiny::new(FAMILIES[3], Dtype::Bf16, 1.0);
-    let form = form(2, WeightFormat::Fp8, 240);
-    let source = Source::new(&tiny.decoder, &tiny.weights, &form).unwrap();
-    let scales = Content::Scale(Slot::Layer(1, LayerSlot::Down));
-    let alone = written(&source, &mut source.writer(1), scales);
-    let mut writer = source.writer(1);
-    let matrix = written(
-        &source,
-        &mut writer,
-        Content::Weight(Slot::Layer(1, LayerSlot::Down)),
-    );
-    assert_eq!(written(&source, &mut writer, scales), alone);
-    assert_eq!(written(&source, &mut writer, scales), alone, "and again");
-    let most = matrix.iter().map(|code| from_e4m3(*code).abs());
-    assert_eq!(most.fold(0.0, f32::max), 240.0);
+    let slots = [LayerSlot::Down, LayerSlot::ExpertsDown];
+    for (family, slot) in [FAMILIES[3], FAMILIES[6]].into_iter().zip(slots) {
+        let tiny = Tiny::new(family, Dtype::Bf16, 1.0);
+        let form = form(2, WeightFormat::Fp8, 240);
+        let source = Source::new(&tiny.decoder, &tiny.weights, &form).unwrap();
+        let scales = Content::Scale(Slot::Layer(1, slot));
+        let weight = Content::Weight(Slot::Layer(1, slot));
+        let alone = written(&source, &mut source.writer(1), scales);
+        let mut writer = source.writer(1);
+        let matrix = written(&source, &mut writer, weight);
+        assert_eq!(written(&source, &mut writer, scales), alone);
+        assert_eq!(written(&source, &mut writer, scales), alone, "and again");
+        let again = written(&source, &mut writer, weight);
+        assert!(matrix == again, "with scales that are known");
+        let most = matrix.iter().map(|code| from_e4m3(*code).abs());
+        assert_eq!(most.fold(0.0, f32::max), 240.0);
+    }
 }
 
 #[test]
