@@ -197,6 +197,8 @@ impl Group {
             round.running = false;
             round.number += 1;
             round.outcome.clone_from(&outcome);
+            // Else whoever wakes has to wait once more.
+            drop(round);
             self.changed.notify_all();
             return outcome;
         }
