@@ -40,6 +40,9 @@ const BLOCKING_THREADS: usize = 8;
 /// How long the model may take to produce its first token.
 const SELF_TEST: Duration = Duration::from_secs(60);
 
+/// How long an engine whose self-test failed has to say that its device is lost.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
 /// Exit code of a command line or settings that are no use (`EX_USAGE` of sysexits.h).
 pub const USAGE: u8 = 64;
 
@@ -93,12 +96,16 @@ impl Failure {
         }
     }
 
-    /// [`USAGE`] where starting again with the same settings is no use, 70 where the device is lost,
+    /// [`USAGE`] where starting again with the same settings is no use, 70 where the device failed,
     /// 1 where the host may be better next time, or not all requests had finished.
     pub fn code(&self) -> ExitCode {
         match self {
+            Self::Lost(_)
+            | Self::Model {
+                why: LoadError::Driver(DriverError::Device { .. }) | LoadError::Lost(_),
+                ..
+            } => LOST.into(),
             Self::Config(_) | Self::Model { .. } => USAGE.into(),
-            Self::Lost(_) => LOST.into(),
             Self::Listen { .. } | Self::Host(_) | Self::Cut => ExitCode::FAILURE,
         }
     }
@@ -136,6 +143,9 @@ pub enum LoadError {
     /// The host has no room for the engine's thread, or no randomness.
     #[error("the host cannot start the engine: {0}")]
     Host(String),
+    /// The device was lost as it was to produce a token.
+    #[error(transparent)]
+    Lost(#[from] Lost),
     /// It did not produce a token.
     #[error("the self-test failed: {0}")]
     SelfTest(String),
@@ -228,7 +238,7 @@ async fn run(settings: Arc<Resolved>) -> Result<(), Failure> {
         ended = dispatch.ended() => {
             let lost = ended.err().unwrap_or_else(|| Lost(engine::Cause("the engine ended".to_owned())));
             metrics.phase("failed");
-            drain::fail(&lost, &phase, http).await;
+            drain::fail(&lost, &dispatch, &phase, http).await;
             Err(lost.into())
         }
         () = signals.next() => {
@@ -280,7 +290,13 @@ async fn ready(
     };
     let loaded = loading.await;
     let (ready, profile) = loaded.map_err(|error| LoadError::Host(error.to_string()))??;
-    self_test(&ready.served).await?;
+    if let Err(why) = self_test(&ready.served).await {
+        let ended = tokio::time::timeout(LAST_WORDS, ready.dispatch.ended()).await;
+        return Err(match ended {
+            Ok(Err(lost)) => lost.into(),
+            Ok(Ok(())) | Err(_) => why,
+        });
+    }
     metrics.serve(
         ready.served.context,
         &profile,

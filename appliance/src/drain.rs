@@ -83,9 +83,15 @@ pub(crate) async fn drain(
     lost.map_or(Ok(()), |lost| Err(Cut::Lost(lost)))
 }
 
-/// The device is lost: every client gets to know, then the server closes.
-pub(crate) async fn fail(lost: &Lost, phase: &watch::Sender<Phase>, http: http::Server) {
+/// The device is lost: every client gets to know, those of other replicas too, then the server closes.
+pub(crate) async fn fail(
+    lost: &Lost,
+    dispatch: &Dispatch,
+    phase: &watch::Sender<Phase>,
+    http: http::Server,
+) {
     phase.send_replace(Phase::Failed(lost.to_string()));
+    dispatch.end(&lost.to_string());
     tokio::time::timeout(LAST_BYTES, http.work_done())
         .await
         .ok();

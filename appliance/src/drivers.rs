@@ -53,6 +53,14 @@ pub enum DriverError {
         /// What they are to be.
         variables: Vec<(&'static str, OsString)>,
     },
+    /// The device failed as the model was opened: another start may find it well.
+    #[error("the {name} device failed as the model was opened: {why}")]
+    Device {
+        /// The device's name.
+        name: &'static str,
+        /// What it said.
+        why: String,
+    },
     /// The device could not open the model.
     #[error("the {name} backend cannot open the model: {why}")]
     Open {
@@ -247,6 +255,10 @@ fn open_neuron(load: &Load<'_>) -> Opened {
             Some(variables) => DriverError::Environment {
                 name,
                 variables: variables.to_vec(),
+            },
+            None if error.is_of_device() => DriverError::Device {
+                name,
+                why: error.to_string(),
             },
             None => DriverError::Open {
                 name,

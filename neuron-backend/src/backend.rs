@@ -8,8 +8,7 @@ use engine::{Axis, Backend, Candidates, Cause, Checker, Fault, Profile, Step, Ti
 use graph::{Bucket, Form, Head, Packed, Packer};
 
 use crate::fault;
-use crate::nrt::NrtError;
-use crate::rank::Rank;
+use crate::rank::{Ran, Rank};
 use crate::ranks::{Flight, Hung, Lost, Ranks};
 
 /// Steps in flight: while one runs, the next waits at the ranks.
@@ -27,9 +26,6 @@ const LAST_WORDS: Duration = Duration::from_secs(10);
 /// What a thread of a rank keeps: nothing, until it is opened.
 pub(crate) type State = Option<Rank>;
 
-/// What each rank answers to a step.
-type Given = Result<Vec<Vec<f32>>, NrtError>;
-
 /// A model opened on the cores of a replica.
 #[derive(Debug)]
 pub struct Neuron {
@@ -42,13 +38,15 @@ pub struct Neuron {
     /// Packed steps that have landed, for their memory.
     spare: Vec<Packed>,
     watch: Watch,
+    /// Why the device is not to be used any more.
+    lost: Option<Cause>,
 }
 
 #[derive(Debug)]
 struct InFlight {
     ticket: Ticket,
     packed: Arc<Packed>,
-    flight: Flight<Given>,
+    flight: Flight<Ran>,
 }
 
 impl Neuron {
@@ -71,26 +69,33 @@ impl Neuron {
             submitted: 0,
             spare: Vec::new(),
             watch: Watch::new(patience),
+            lost: None,
         }
     }
 
-    /// What the ranks gave for a step, if all of them did.
-    fn landed(&mut self, flight: Flight<Given>) -> Result<Vec<Vec<f32>>, Fault> {
+    /// What the ranks gave for a step, if all of them ran all of it.
+    fn landed(&mut self, flight: &Flight<Ran>) -> Result<Vec<Vec<f32>>, Fault> {
         let begun = flight.begun().max(self.watch.landed);
-        let answers = flight.wait(self.watch.limit()).map_err(hang)?;
+        let answers = match flight.wait(self.watch.limit()) {
+            Ok(answers) => answers,
+            Err(hung) => return Err(hang(&hung, flight.given())),
+        };
         self.watch.land(begun);
-        let mut given = Vec::new();
-        let mut worst = None;
-        for answer in answers {
-            match answer {
-                // Only the first rank gives anything.
-                Ok(Ok(rank)) if given.is_empty() => given = rank,
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => worst = graver(worst, fault::of(&error)),
-                Err(lost) => worst = graver(worst, gone(&lost)),
-            }
-        }
-        worst.map_or(Ok(given), Err)
+        together(answers)
+    }
+
+    /// The device is not to be used any more. A call of it may hang all the same, be it one that frees
+    /// something or the process's own end: that is given time for its last words, and then aborted.
+    fn lose(&mut self, cause: &Cause) {
+        self.lost = Some(cause.clone());
+        self.ranks.distrust();
+        // What waits behind a step that failed fails or hangs too. Nobody is told of it any more.
+        self.flights.clear();
+        std::thread::spawn(|| {
+            std::thread::sleep(LAST_WORDS);
+            tracing::error!("the process does not end by itself: aborting it");
+            std::process::abort();
+        });
     }
 }
 
@@ -100,6 +105,10 @@ impl Backend for Neuron {
     }
 
     fn submit(&mut self, step: &Step<'_>) -> Result<Ticket, Fault> {
+        // Whoever collected may have looked for something else.
+        if let Some(cause) = &self.lost {
+            return Err(Fault::Restart(cause.clone()));
+        }
         if self.flights.len() >= DEPTH as usize {
             let why = format!("{DEPTH} steps are in flight, and no more may be: collect one first");
             return Err(Fault::Reject(Cause(why)));
@@ -113,7 +122,7 @@ impl Backend for Neuron {
             let packed = Arc::clone(&packed);
             self.ranks.begin(move |_, state| match state {
                 Some(rank) => rank.run(&packed),
-                None => Ok(Vec::new()),
+                None => Ran::default(),
             })
         };
         self.submitted += 1;
@@ -132,7 +141,11 @@ impl Backend for Neuron {
             return Err(Fault::Reject(Cause(why)));
         };
         let InFlight { packed, flight, .. } = oldest;
-        let given = self.landed(flight)?;
+        let given = self.landed(&flight).inspect_err(|fault| match fault {
+            Fault::Restart(cause) => self.lose(cause),
+            Fault::Reject(_) | Fault::Retry(_) => tracing::warn!("{fault}"),
+        })?;
+        drop(flight);
         let unpacked = packed.unpack(
             |launch| given.get(launch).map_or(&[][..], Vec::as_slice),
             out,
@@ -140,7 +153,10 @@ impl Backend for Neuron {
         self.spare.extend(Arc::try_unwrap(packed));
         // Numbers that cannot be are this step's: the next may be well, and the device says more
         // if it is not.
-        unpacked.map_err(|error| Fault::Reject(Cause(error.to_string())))
+        unpacked.map_err(|error| {
+            tracing::warn!("the device gave what cannot be: {error}");
+            Fault::Reject(Cause(error.to_string()))
+        })
     }
 }
 
@@ -212,16 +228,47 @@ fn gone(lost: &Lost) -> Fault {
     Fault::Restart(Cause(lost.to_string()))
 }
 
-/// A call of the runtime that hangs cannot be cancelled, and not even the process ends by itself with
-/// it: it is given time for its last words, and then aborted.
-fn hang(hung: Hung) -> Fault {
-    let state = crate::threads::describe();
-    tracing::error!("{hung}; the process is aborted in {LAST_WORDS:?}. Its threads: {state}");
-    std::thread::spawn(|| {
-        std::thread::sleep(LAST_WORDS);
-        std::process::abort();
+/// What ranks have given together. Ranks that did not run the same launches are out of step: from
+/// then on each would compute with what another has from another step.
+fn together(answers: Vec<Result<Ran, Lost>>) -> Result<Vec<Vec<f32>>, Fault> {
+    let mut given = Vec::new();
+    let mut worst = None;
+    let mut launches = None;
+    let mut apart = false;
+    for (rank, answer) in answers.into_iter().enumerate() {
+        match answer {
+            Ok(ran) => {
+                apart |= *launches.get_or_insert(ran.launches) != ran.launches;
+                match ran.error {
+                    Some(error) => worst = graver(worst, fault::of(&error)),
+                    // Only the first rank gives anything.
+                    None if rank == 0 => given = ran.given,
+                    None => {}
+                }
+            }
+            Err(lost) => worst = graver(worst, gone(&lost)),
+        }
+    }
+    match worst {
+        Some(Fault::Reject(cause) | Fault::Retry(cause)) if apart => {
+            let why = format!("only some ranks ran what all were to run: {cause}");
+            Err(Fault::Restart(Cause(why)))
+        }
+        Some(worst) => Err(worst),
+        None => Ok(given),
+    }
+}
+
+/// Ranks that have not answered. If one has failed, the others have waited for it, and what it said is
+/// what is wrong.
+fn hang(hung: &Hung, given: Vec<(usize, Result<Ran, Lost>)>) -> Fault {
+    let said = given.into_iter().filter_map(|(rank, answer)| match answer {
+        Ok(ran) => Some(format!("; rank {rank}: {}", fault::cause(&ran.error?))),
+        Err(lost) => Some(format!("; {lost}")),
     });
-    Fault::Restart(Cause(hung.to_string()))
+    let why = format!("{hung}{}", said.collect::<String>());
+    tracing::error!("{why}. The threads: {}", crate::threads::describe());
+    Fault::Restart(Cause(why))
 }
 
 /// How long steps take, and from when on one has hung.
@@ -255,5 +302,73 @@ impl Watch {
         }
         self.landed = Instant::now();
         self.latest.push_back(self.landed - begun);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nrt::{NrtError, Status};
+
+    fn ran(launches: usize, status: Option<Status>) -> Result<Ran, Lost> {
+        let error = status.map(|status| NrtError {
+            operation: "nrt_execute",
+            status,
+            detail: String::new(),
+        });
+        #[expect(clippy::cast_precision_loss, reason = "small")]
+        let given = (0..launches).map(|launch| vec![launch as f32]).collect();
+        Ok(Ran {
+            launches,
+            given,
+            error,
+        })
+    }
+
+    #[test]
+    fn what_the_first_rank_gave_counts_if_all_ranks_ran() {
+        let given = together(vec![ran(2, None), ran(2, None)]);
+        assert_eq!(given, Ok(vec![vec![0.0], vec![1.0]]));
+    }
+
+    #[test]
+    fn ranks_that_ran_the_same_are_as_good_as_before() {
+        let (bad, busy) = (Status::EXEC_OOB, Status::QUEUE_FULL);
+        let rejected = together(vec![ran(2, None), ran(2, Some(bad))]);
+        assert!(matches!(rejected, Err(Fault::Reject(_))), "{rejected:?}");
+        let passed = together(vec![ran(1, Some(busy)), ran(1, Some(busy))]);
+        assert!(matches!(passed, Err(Fault::Retry(_))), "{passed:?}");
+        let graver = together(vec![ran(1, Some(busy)), ran(1, Some(Status::TIMEOUT))]);
+        assert!(matches!(graver, Err(Fault::Restart(_))), "{graver:?}");
+    }
+
+    #[test]
+    fn ranks_that_are_out_of_step_are_lost() {
+        for status in [Status::QUEUE_FULL, Status::EXEC_BAD_INPUT] {
+            let apart = together(vec![ran(2, None), ran(1, Some(status))]);
+            let Err(Fault::Restart(cause)) = apart else {
+                panic!("{apart:?}");
+            };
+            assert!(cause.to_string().contains("only some ranks"), "{cause}");
+        }
+    }
+
+    #[test]
+    fn a_rank_that_hangs_is_told_with_what_another_said() {
+        let hung = Hung {
+            waited: Duration::from_secs(3),
+            silent: vec![0],
+            ranks: 2,
+        };
+        let fault = hang(&hung, vec![(1, ran(0, Some(Status::EXEC_HW_ERR_NC_UE)))]);
+        let text = fault.to_string();
+        for part in [
+            "no answer from rank 0 of 2",
+            "rank 1: ",
+            "(1202)",
+            "replace it",
+        ] {
+            assert!(text.contains(part), "{text}");
+        }
     }
 }

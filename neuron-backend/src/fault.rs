@@ -223,19 +223,28 @@ pub fn advice(status: Status) -> Advice {
 
 /// What the engine does about a call that failed while the model ran.
 pub(crate) fn of(error: &NrtError) -> Fault {
-    let Treatment {
-        next, advice, hint, ..
-    } = treatment(error.status);
-    let cause = Cause(format!("{error}. {}", told(*advice, hint)));
-    match next {
+    let cause = cause(error);
+    match treatment(error.status).next {
         Next::Reject => Fault::Reject(cause),
         Next::Retry => Fault::Retry(cause),
         Next::Restart => Fault::Restart(cause),
     }
 }
 
-fn told(advice: Advice, hint: &str) -> String {
-    match (advice, hint) {
+/// What went wrong, and what to do about it.
+pub(crate) fn cause(error: &NrtError) -> Cause {
+    Cause(format!("{error}. {}", to_do(error.status)))
+}
+
+/// Whether a call that failed may be made again at once.
+pub(crate) fn passes(error: &NrtError) -> bool {
+    treatment(error.status).next == Next::Retry
+}
+
+/// What to do about a status, for a reader who has to do it.
+pub(crate) fn to_do(status: Status) -> String {
+    let Treatment { advice, hint, .. } = treatment(status);
+    match (*advice, *hint) {
         (Advice::Nothing, hint) => format!("To do: {hint}"),
         (advice, "") => format!("To do: {}", advice.what_to_do()),
         (advice, hint) => format!("To do: {}; {hint}", advice.what_to_do()),

@@ -15,13 +15,17 @@ use model::{Decoder, Weights};
 
 use crate::artifact::{Bundle, Need, Store, StoreError};
 use crate::backend::{Neuron, State};
+use crate::fault;
 use crate::nrt::{self, InstanceInfo, Libnrt, NrtError, Runtime, Settings, StartError};
 use crate::rank::{Module, Piece, Rank, is_shared};
-use crate::ranks::{self, Lost, Places, Ranks};
+use crate::ranks::{self, Flight, Lost, Places, Ranks};
 use crate::weights::{Source, Writer};
 
 /// The variable that says how many physical cores make a logical one.
 const LOGICAL: &str = "NEURON_LOGICAL_NC_CONFIG";
+
+/// How long ranks may go on once one has failed: they may wait for it for ever.
+const AFTER_A_FAILURE: Duration = Duration::from_secs(10);
 
 /// Pieces that wait for a rank while it writes one.
 const WAITING: usize = 1;
@@ -104,7 +108,7 @@ pub enum OpenError {
     #[error(transparent)]
     Threads(#[from] ranks::StartError),
     /// A rank failed.
-    #[error("{what}: {why}{}", advice(.why))]
+    #[error("{what}: {why}. {}", advice(.why))]
     Rank {
         /// What was being done.
         what: &'static str,
@@ -124,17 +128,44 @@ impl OpenError {
             _ => None,
         }
     }
+
+    /// Whether it is the device that failed, rather than what it was asked for: another start may find
+    /// it well.
+    pub fn is_of_device(&self) -> bool {
+        match self {
+            Self::Rank { why, .. } => !LASTING.contains(&why.status),
+            Self::Start(StartError::Refused(_)) | Self::Lost(_) => true,
+            _ => false,
+        }
+    }
 }
 
-/// What to do where memory ran out, which is what mostly goes wrong.
-fn advice(why: &NrtError) -> &'static str {
-    match why.status == nrt::Status::RESOURCE {
-        true => {
-            ". The device's memory is full: prepare the model with fewer KV pages (--kv-pages), fewer \
-             or smaller buckets, more ranks (--tp) or --dtype fp8"
+/// What a call comes to that fails in the same way each time.
+const LASTING: [nrt::Status; 7] = [
+    nrt::Status::INVALID,
+    nrt::Status::RESOURCE,
+    nrt::Status::LOAD_NOT_ENOUGH_NC,
+    nrt::Status::UNSUPPORTED_NEFF_VERSION,
+    nrt::Status::EXEC_BAD_INPUT,
+    nrt::Status::EXEC_COMPLETED_WITH_NUM_ERR,
+    nrt::Status::EXEC_OOB,
+];
+
+/// What to do about it.
+fn advice(why: &NrtError) -> String {
+    let told = match why.status {
+        nrt::Status::RESOURCE => {
+            "To do: the device's memory is full: prepare the model with fewer KV pages (--kv-pages),              fewer or smaller buckets, more ranks (--tp) or --dtype fp8"
         }
-        false => "",
-    }
+        nrt::Status::UNSUPPORTED_NEFF_VERSION | nrt::Status::INVALID => {
+            "To do: prepare the model again, with the compiler of the SDK that the runtime is of"
+        }
+        nrt::Status::LOAD_NOT_ENOUGH_NC => {
+            "To do: prepare the model for fewer ranks (--tp), or ask for fewer --replicas"
+        }
+        other => return fault::to_do(other),
+    };
+    told.to_owned()
 }
 
 /// The device as it is set up.
@@ -178,6 +209,8 @@ pub fn open(opening: &Opening<'_>) -> Result<Vec<Neuron>, OpenError> {
     };
     tracing::info!(
         target = here.target.name(),
+        runtime = %libnrt.version(),
+        compiler = bundle.manifest().compiler.version,
         bundle = %bundle.directory().display(),
         ranks = form.ranks,
         replicas = opening.replicas,
@@ -283,7 +316,7 @@ fn allocate(
 ) -> Result<(), OpenError> {
     let (ports, count) = (Arc::clone(ports), ranks.count());
     let runtime = runtime.clone();
-    let made = ranks.each(move |index, state| {
+    let made = ranks.begin(move |index, state| {
         // There are fewer ranks than cores.
         let place = nrt::Rank {
             index: u32::try_from(index).unwrap_or(u32::MAX),
@@ -292,7 +325,7 @@ fn allocate(
         *state = Some(Rank::new(&runtime, first + place.index, place, &ports)?);
         Ok(())
     });
-    checked("making room for weights and KV", made)
+    checked("making room for weights and KV", &made)
 }
 
 /// Writes the weights: for each rank a thread here makes pieces, and the rank's own writes them.
@@ -330,7 +363,7 @@ fn upload(
         let bytes = writers.into_iter().map(|writer| writer.join().unwrap_or(0));
         bytes.sum::<u64>()
     });
-    checked("writing the weights", flight.join())?;
+    checked("writing the weights", &flight)?;
     let seconds = start.elapsed().as_secs_f64();
     tracing::info!(mib = bytes >> 20, seconds, "weights written");
     Ok(())
@@ -382,18 +415,23 @@ fn on_each(
     what: &'static str,
     job: impl Fn(usize, &mut Rank) -> Result<(), NrtError> + Send + Sync + 'static,
 ) -> Result<(), OpenError> {
-    let done = ranks.each(move |index, state| match state {
+    let done = ranks.begin(move |index, state| match state {
         Some(rank) => job(index, rank),
         None => Ok(()),
     });
-    checked(what, done)
+    checked(what, &done)
 }
 
-/// The first thing that went wrong.
-fn checked(
-    what: &'static str,
-    results: Vec<Result<Result<(), NrtError>, Lost>>,
-) -> Result<(), OpenError> {
+/// Waits for all ranks; the first thing that went wrong.
+fn checked(what: &'static str, flight: &Flight<Result<(), NrtError>>) -> Result<(), OpenError> {
+    let results = match flight.wait_unless(Result::is_err, AFTER_A_FAILURE) {
+        Ok(results) => results,
+        Err(hung) => {
+            tracing::error!("{what}: {hung}");
+            let given = flight.given().into_iter();
+            given.map(|(_, answer)| answer).collect()
+        }
+    };
     for result in results {
         result?.map_err(|why| OpenError::Rank { what, why })?;
     }

@@ -9,10 +9,29 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::mpsc::Receiver;
+use std::thread;
+use std::time::Duration;
 
 use graph::{Bucket, Content, Ints, Launch, Layout, Packed, Port};
 
+use crate::fault;
 use crate::nrt::{self, Model, NrtError, Runtime, Status, Tensor, TensorInfo, TensorSet, Usage};
+
+/// How often a launch is asked for that the device is too busy for, and how long it is let work in
+/// between: a rank that gave up at once would leave the others waiting for it.
+const TRIES: u32 = 4;
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// How far a rank came with a step.
+#[derive(Default, Debug)]
+pub(crate) struct Ran {
+    /// Launches that have run, whatever came out.
+    pub(crate) launches: usize,
+    /// What those with answers gave: nothing, on all ranks but the first, as all of them have the same.
+    pub(crate) given: Vec<Vec<f32>>,
+    /// The first thing that went wrong.
+    pub(crate) error: Option<NrtError>,
+}
 
 /// A rank of a replica.
 #[derive(Debug)]
@@ -245,22 +264,34 @@ impl Rank {
         Ok(())
     }
 
-    /// Runs the launches of a step, and gives what those with answers gave: nothing, on all ranks but
-    /// the first, as all of them have the same.
-    pub(crate) fn run(&mut self, packed: &Packed) -> Result<Vec<Vec<f32>>, NrtError> {
-        let mut given = Vec::new();
+    /// Runs the launches of a step. After one that has run and gave nonsense the others still run: the
+    /// other ranks run them too, and each needs all.
+    pub(crate) fn run(&mut self, packed: &Packed) -> Ran {
+        let mut ran = Ran::default();
         for launch in packed.launches() {
-            self.write_ints(launch.bucket, launch.ints)?;
-            self.write_masks(&launch)?;
-            self.execute(launch.bucket)?;
-            if self.place.index == 0 {
-                given.push(match launch.answers {
-                    0 => Vec::new(),
-                    _ => self.read(launch.bucket)?,
-                });
+            match self.launch(&launch) {
+                Ok(given) => ran.given.push(given),
+                Err(error) => {
+                    let has_run = error.status.has_run();
+                    ran.error.get_or_insert(error);
+                    if !has_run {
+                        break;
+                    }
+                }
             }
+            ran.launches += 1;
         }
-        Ok(given)
+        ran
+    }
+
+    fn launch(&mut self, launch: &Launch<'_>) -> Result<Vec<f32>, NrtError> {
+        self.write_ints(launch.bucket, launch.ints)?;
+        self.write_masks(launch)?;
+        self.execute(launch.bucket)?;
+        match (self.place.index, launch.answers) {
+            (0, 1..) => self.read(launch.bucket),
+            _ => Ok(Vec::new()),
+        }
     }
 
     fn write_ints(&mut self, module: usize, ints: &[i32]) -> Result<(), NrtError> {
@@ -293,11 +324,23 @@ impl Rank {
             model,
             ..
         } = &self.modules[module];
-        model.execute(inputs, outputs).map_err(|status| NrtError {
-            operation: "nrt_execute",
-            status,
-            detail: format!("{name} on core {}", self.core),
-        })
+        let mut tries = 1;
+        loop {
+            let Err(status) = model.execute(inputs, outputs) else {
+                return Ok(());
+            };
+            let error = NrtError {
+                operation: "nrt_execute",
+                status,
+                detail: format!("{name} on core {}", self.core),
+            };
+            if tries == TRIES || !fault::passes(&error) {
+                return Err(error);
+            }
+            tracing::warn!(tries, "{error}");
+            thread::sleep(PAUSE * tries);
+            tries += 1;
+        }
     }
 
     fn read(&mut self, module: usize) -> Result<Vec<f32>, NrtError> {

@@ -31,6 +31,12 @@ pub use places::Places;
 /// takes longer than that.
 const SPIN: Duration = Duration::from_micros(200);
 
+/// How often whoever watches for a rank that fails looks.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// How long ranks have to let go of a device that has failed.
+const LETTING_GO: Duration = Duration::from_secs(2);
+
 /// Processors for each rank from which on spinning takes nothing from anybody: one for the rank,
 /// one for the thread with which the runtime looks after its core, one for all else.
 const SPARE: usize = 3;
@@ -84,11 +90,13 @@ fn listed(ranks: &[usize]) -> String {
 }
 
 /// Threads that each keep a rank's state and run each job once. Dropping them lets them finish what
-/// was begun, drop their states and end; after [`Hung`] they are left to themselves.
+/// was begun, drop their states and end; after [`Hung`] they are left to themselves, and after
+/// [`Ranks::distrust`] soon so.
 pub struct Ranks<S> {
     jobs: Vec<Arc<Mailbox<Handed<S>>>>,
     threads: Vec<JoinHandle<()>>,
     hung: Arc<AtomicBool>,
+    distrusted: bool,
     spin: Duration,
 }
 
@@ -110,6 +118,7 @@ impl<S: 'static> Ranks<S> {
             jobs: Vec::with_capacity(count),
             threads: Vec::with_capacity(count),
             hung: Arc::new(AtomicBool::new(false)),
+            distrusted: false,
             spin: if spare { SPIN } else { Duration::ZERO },
         };
         let make = Arc::new(make);
@@ -162,6 +171,12 @@ impl<S: 'static> Ranks<S> {
         }
     }
 
+    /// The device has failed: whatever is still asked of it may hang. Dropping the ranks waits for
+    /// them no longer than it takes a healthy one.
+    pub fn distrust(&mut self) {
+        self.distrusted = true;
+    }
+
     /// Has every rank run a job at the same time, and waits for all of them, however long it takes.
     pub fn each<R: Send + 'static>(
         &mut self,
@@ -178,6 +193,18 @@ impl<S> Drop for Ranks<S> {
         }
         if self.hung.load(Ordering::Acquire) {
             return;
+        }
+        if self.distrusted {
+            let start = Instant::now();
+            while !self.threads.iter().all(JoinHandle::is_finished) {
+                if start.elapsed() > LETTING_GO {
+                    tracing::warn!(
+                        "ranks do not let go of the device: they are left to themselves"
+                    );
+                    return;
+                }
+                thread::sleep(LOOK);
+            }
         }
         for thread in self.threads.drain(..) {
             if thread.join().is_err() {
@@ -213,21 +240,56 @@ impl<R> Flight<R> {
     /// # Errors
     /// A rank has not answered `within` this time from now. From then on dropping the ranks does
     /// not wait for them.
-    pub fn wait(self, within: Duration) -> Result<Vec<Result<R, Lost>>, Hung> {
+    pub fn wait(&self, within: Duration) -> Result<Vec<Result<R, Lost>>, Hung> {
         let start = Instant::now();
         if self.answers.wait(self.spin, start.checked_add(within)) {
             return Ok(self.answers.take());
         }
+        Err(self.hung_since(start))
+    }
+
+    /// The same, however long it takes, but only this long once a rank has failed, as `failed` tells
+    /// by its answer: the others may then wait for it for ever.
+    ///
+    /// # Errors
+    /// A rank has failed, and others have not answered. [`Flight::given`] has what it said.
+    pub fn wait_unless(
+        &self,
+        failed: impl Fn(&R) -> bool,
+        within: Duration,
+    ) -> Result<Vec<Result<R, Lost>>, Hung> {
+        let start = Instant::now();
+        let mut deadline = None;
+        while !self
+            .answers
+            .wait(Duration::ZERO, Some(Instant::now() + LOOK))
+        {
+            if deadline.is_none() && self.answers.any(&failed) {
+                deadline = Some(Instant::now() + within);
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Err(self.hung_since(start));
+            }
+        }
+        Ok(self.answers.take())
+    }
+
+    fn hung_since(&self, start: Instant) -> Hung {
         self.hung.store(true, Ordering::Release);
-        Err(Hung {
+        Hung {
             waited: start.elapsed(),
             silent: self.answers.silent(),
             ranks: self.answers.slots.len(),
-        })
+        }
+    }
+
+    /// What has been answered of a job that has hung: each rank that did, and its answer.
+    pub fn given(&self) -> Vec<(usize, Result<R, Lost>)> {
+        self.answers.given()
     }
 
     /// The same, however long it takes.
-    pub fn join(self) -> Vec<Result<R, Lost>> {
+    pub fn join(&self) -> Vec<Result<R, Lost>> {
         self.answers.wait(self.spin, None);
         self.answers.take()
     }
@@ -308,6 +370,22 @@ impl<R> Answers<R> {
         let slots = self.slots.iter().enumerate();
         slots
             .map(|(rank, slot)| held(slot).take().unwrap_or(Err(Lost::Gone { rank })))
+            .collect()
+    }
+
+    /// Whether a rank has lost the job, or answered what `failed` is true of.
+    fn any(&self, failed: impl Fn(&R) -> bool) -> bool {
+        self.slots.iter().any(|slot| match &*held(slot) {
+            Some(Ok(answer)) => failed(answer),
+            Some(Err(_)) => true,
+            None => false,
+        })
+    }
+
+    fn given(&self) -> Vec<(usize, Result<R, Lost>)> {
+        let slots = self.slots.iter().enumerate();
+        slots
+            .filter_map(|(rank, slot)| Some((rank, held(slot).take()?)))
             .collect()
     }
 
@@ -621,6 +699,34 @@ mod tests {
             assert!(answers[0].is_ok());
             assert!(matches!(&answers[1], Err(Lost::Panicked { rank: 1, .. })));
         }
+    }
+
+    #[test]
+    fn what_one_rank_failed_of_is_told_though_others_wait_for_it() {
+        let mut ranks = ranks(2, |_| ());
+        let (release, held) = mpsc::channel::<()>();
+        let held = Mutex::new(held);
+        let flight = ranks.begin(move |rank, ()| match rank {
+            0 => super::held(&held).recv().map_err(|_| "released"),
+            _ => Err("broken"),
+        });
+        let hung = flight.wait_unless(Result::is_err, Duration::from_millis(50));
+        let silent = hung.expect_err("one waits").silent;
+        assert_eq!(silent, [0]);
+        assert_eq!(flight.given(), [(1, Ok(Err("broken")))]);
+        drop(ranks);
+        drop(release);
+    }
+
+    #[test]
+    fn ranks_that_are_well_are_waited_for_however_long_they_take() {
+        let mut ranks = ranks(2, |_| ());
+        let flight = ranks.begin(|rank, ()| {
+            thread::sleep(Duration::from_millis(20));
+            Ok::<_, ()>(rank)
+        });
+        let answers = flight.wait_unless(Result::is_err, Duration::ZERO);
+        assert_eq!(answers.expect("none failed"), [Ok(Ok(0)), Ok(Ok(1))]);
     }
 
     #[test]

@@ -3,5 +3,6 @@
 //! test runs in a process of its own.
 
 mod alone;
+mod faults;
 mod nrt;
 mod prepare;

@@ -212,6 +212,14 @@ impl Status {
         self.documented().map(|Meaning(_, _, meaning)| *meaning)
     }
 
+    /// Whether an execution that came to this ran to its end all the same, on this rank as on others.
+    pub(crate) fn has_run(self) -> bool {
+        matches!(
+            self,
+            Self::EXEC_COMPLETED_WITH_NUM_ERR | Self::EXEC_COMPLETED_WITH_ERR | Self::EXEC_OOB
+        )
+    }
+
     /// Success as `Ok`.
     pub(crate) fn ok(self) -> Result<(), Self> {
         if self == Self::SUCCESS {
