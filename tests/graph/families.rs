@@ -97,9 +97,16 @@ fn every_family_gives_the_golden_logits_and_tokens_in_f32() {
 }
 
 /// The families that differ most: with a window, with head norms, with biases, with an odd number
-/// of heads.
+/// of heads, with experts.
 fn some() -> impl Iterator<Item = Family> {
-    let names = ["llama-biased", "mistral", "qwen3", "smollm2"];
+    let names = [
+        "llama-biased",
+        "mistral",
+        "mixtral",
+        "qwen3",
+        "qwen3-moe",
+        "smollm2",
+    ];
     let all = Family::all().into_iter();
     all.filter(move |family| names.contains(&family.name.as_str()))
 }
@@ -297,6 +304,43 @@ fn a_token_sees_the_same_in_its_own_chunk_and_in_a_page_before() {
             let alone = device.step(decode(2, 8), &[row]);
             let difference = apart(&cold[place], &alone[0]);
             assert!(difference < bound, "{kv:?}: {difference}");
+        }
+    }
+}
+
+#[test]
+fn experts_that_were_gathered_give_what_all_give() {
+    for name in ["mixtral", "qwen3-moe"] {
+        let family = named(name);
+        for weights in [WeightFormat::Bf16, WeightFormat::Fp8, WeightFormat::Int8] {
+            for ranks in [1, 2] {
+                let form = Form {
+                    weights,
+                    ranks,
+                    ..form()
+                };
+                let Some(mut device) = opened(&family, form) else {
+                    return;
+                };
+                let all = prompted(&mut device, &family);
+                // A chunk's tokens choose more experts than there are, one or two fewer.
+                device.tiles.bytes = 1 << 12;
+                for place in (81..95).step_by(4) {
+                    let tokens = &family.prompt[place..place + 2];
+                    let [first, second] = [0, 1].map(|at| &tokens[at..at + 1]);
+                    let rows = [
+                        Row::new(first, place, &PAGES),
+                        Row::new(second, place + 1, &PAGES),
+                    ];
+                    for rows in [&rows[..1], &rows] {
+                        let bucket = decode(u32::try_from(rows.len()).expect("few"), 8);
+                        let some = device.step(bucket, rows);
+                        let difference = greatest_difference(&all[place..][..rows.len()], &some);
+                        let form = &device.form;
+                        assert!(difference < 1e-4, "{name} {form:?}: {difference}");
+                    }
+                }
+            }
         }
     }
 }
