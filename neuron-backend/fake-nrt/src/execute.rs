@@ -119,7 +119,7 @@ impl Execution<'_> {
         let devices = devices.as_ref().map_err(Clone::clone)?;
         let program = self.work.program.get_or_init(|| {
             let count = u32::try_from(ranks.len()).unwrap_or(u32::MAX);
-            devices.compile(&self.neff.module, count)
+            devices.program(self.neff, count)
         });
         let program = program.as_ref().map_err(Clone::clone)?;
         let mut arrays = Vec::new();

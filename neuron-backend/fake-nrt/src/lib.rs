@@ -7,6 +7,7 @@
 
 mod abi;
 mod collectives;
+pub mod compiled;
 pub mod cores;
 mod execute;
 pub mod faults;

@@ -5,6 +5,7 @@
 //! - `info.json`: [`Info`]
 //! - `io.json`: [`Io`]
 //! - `hlo.pb`: the module's bytes
+//! - `xla.bin`, in some: what XLA made of the module, with its key in `info.json` ([`Compiled`])
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -17,6 +18,7 @@ use graph::proto::{HloComputation, HloInstruction, HloModule, MUST_ALIAS, Shape,
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::compiled::Compiled;
 use crate::status::{Failure, Status};
 
 /// Bytes of the header.
@@ -122,6 +124,16 @@ pub struct Info {
     pub ranks: u32,
     /// Device memory it takes besides its tensors.
     pub reservation: Reservation,
+}
+
+/// `info.json`.
+#[derive(Serialize, Deserialize)]
+struct InfoFile {
+    #[serde(flatten)]
+    info: Info,
+    /// The key of `xla.bin`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    xla: Option<String>,
 }
 
 /// Device memory that a loaded NEFF takes besides its tensors, in bytes.
@@ -475,18 +487,32 @@ pub struct Neff {
     pub io: Io,
     /// The module's bytes.
     pub module: Vec<u8>,
+    /// What XLA made of the module.
+    pub compiled: Option<Compiled>,
 }
 
 impl Neff {
-    /// The bytes of a NEFF of `module`. The same module and info have the same bytes.
+    /// The bytes of a NEFF of `module` alone. The same module and info have the same bytes.
     ///
     /// # Errors
     /// The module is none that a NEFF can be made of; see [`Io::of`].
     pub fn write(module: &HloModule, info: &Info) -> Result<Vec<u8>, NeffError> {
+        Self::write_with(module, info, None)
+    }
+
+    /// The bytes of a NEFF of `module` and of what XLA made of it, if that is there.
+    ///
+    /// # Errors
+    /// The module is none that a NEFF can be made of; see [`Io::of`].
+    pub fn write_with(
+        module: &HloModule,
+        info: &Info,
+        compiled: Option<&Compiled>,
+    ) -> Result<Vec<u8>, NeffError> {
         let io = Io::of(module)?;
         let hlo = module.to_bytes();
-        let data =
-            archive(info, &io, &hlo).map_err(|error| NeffError::Archive(error.to_string()))?;
+        let data = archive(info, &io, &hlo, compiled);
+        let data = data.map_err(|error| NeffError::Archive(error.to_string()))?;
         let digest = Sha256::digest(&hlo);
         let mut uuid = [0; 16];
         uuid.copy_from_slice(&digest[..16]);
@@ -532,7 +558,7 @@ impl Neff {
             return Err(NeffError::Hash);
         }
         let mut files = unpack(data).map_err(|error| NeffError::Archive(error.to_string()))?;
-        let info: Info = parse(&files, "info.json")?;
+        let InfoFile { info, xla } = parse(&files, "info.json")?;
         let io = parse(&files, "io.json")?;
         let module = files.remove("hlo.pb");
         let module = module.ok_or_else(|| NeffError::Archive("it has no hlo.pb".to_owned()))?;
@@ -544,6 +570,9 @@ impl Neff {
             info,
             io,
             module,
+            compiled: xla
+                .zip(files.remove("xla.bin"))
+                .map(|(key, program)| Compiled { key, program }),
         })
     }
 }
@@ -557,12 +586,23 @@ fn parse<T: for<'de> Deserialize<'de>>(
     serde_json::from_slice(file).map_err(|error| NeffError::Archive(format!("{name}: {error}")))
 }
 
-fn archive(info: &Info, io: &Io, hlo: &[u8]) -> std::io::Result<Vec<u8>> {
+fn archive(
+    info: &Info,
+    io: &Io,
+    hlo: &[u8],
+    compiled: Option<&Compiled>,
+) -> std::io::Result<Vec<u8>> {
+    let info = InfoFile {
+        info: info.clone(),
+        xla: compiled.map(|compiled| compiled.key.clone()),
+    };
     let files = [
-        ("info.json", serde_json::to_vec_pretty(info)?),
+        ("info.json", serde_json::to_vec_pretty(&info)?),
         ("io.json", serde_json::to_vec_pretty(io)?),
         ("hlo.pb", hlo.to_vec()),
     ];
+    let program = compiled.map(|compiled| ("xla.bin", compiled.program.clone()));
+    let files = files.into_iter().chain(program);
     let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
     for (name, contents) in files {
         let mut header = tar::Header::new_gnu();
@@ -616,6 +656,19 @@ mod tests {
             (Some(1), Some(1))
         );
         assert_eq!(neff.io.outputs[0].bytes(), 16);
+    }
+
+    #[test]
+    fn a_program_of_xla_is_carried_with_its_key() {
+        let compiled = Compiled {
+            key: "a key".to_owned(),
+            program: vec![1, 2, 3],
+        };
+        let (module, info) = (sample::counter("counter", 2), sample::info("trn2", 2, 2));
+        let with = Neff::write_with(&module, &info, Some(&compiled)).unwrap();
+        let read = Neff::read(&with).unwrap();
+        assert_eq!((read.info, read.compiled), (info, Some(compiled)));
+        assert_eq!(Neff::read(&neff()).unwrap().compiled, None);
     }
 
     #[test]

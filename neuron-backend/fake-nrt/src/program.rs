@@ -28,7 +28,7 @@ pub enum ProgramError {
         /// What it calls.
         target: String,
     },
-    /// An [`AwsNeuronTopK`](TOP_K) that is none.
+    /// An `AwsNeuronTopK` that is none.
     #[error("{instruction} calls {TOP_K} {what}")]
     TopK {
         /// The instruction's name.
@@ -63,7 +63,9 @@ pub fn options(ranks: u32, devices: &[i32]) -> CompileOptions {
         ..CompileOptions::default()
     };
     let patience = "xla_cpu_collective_call_terminate_timeout_seconds";
+    // The second level compiles a quarter longer for code that is no faster and gives the same.
     options
+        .flag("xla_backend_optimization_level", Value::Integer(1))
         .flag("xla_allow_excess_precision", Value::Truth(false))
         .flag(patience, Value::Integer(PATIENCE))
 }

@@ -9,7 +9,8 @@ use graph::proto::HloModule;
 use pjrt::{Buffer, Client, Executable, Plugin, Value};
 use sha2::{Digest as _, Sha256};
 
-use crate::program;
+use crate::compiled::{Maker, Source};
+use crate::neff::Neff;
 use crate::settings::Settings;
 use crate::status::{Failure, refuse};
 
@@ -21,9 +22,13 @@ pub(crate) struct Devices(Arc<Opened>);
 #[derive(Debug)]
 struct Opened {
     client: Client,
-    /// By digest of the module, and ranks.
-    programs: Mutex<BTreeMap<(Vec<u8>, u32), Arc<Executable>>>,
+    /// Unless it cannot be told.
+    maker: Option<Maker>,
+    programs: Mutex<Programs>,
 }
+
+/// By digest of the module, and ranks.
+type Programs = BTreeMap<(Vec<u8>, u32), Arc<Executable>>;
 
 /// By number of devices.
 static OPENED: Mutex<BTreeMap<u32, Arc<Opened>>> = Mutex::new(BTreeMap::new());
@@ -64,28 +69,34 @@ impl Devices {
         let client = plugin.client(&[("cpu_device_count", Value::Integer(count.into()))]);
         let devices = Arc::new(Opened {
             client: client.map_err(failure)?,
+            maker: Maker::of(path).ok(),
             programs: Mutex::default(),
         });
         opened.insert(count, Arc::clone(&devices));
         Ok(Self(devices))
     }
 
-    /// Compiles the module of a NEFF for so many ranks.
+    /// The program of a NEFF for so many ranks: the one that is in it, if it was made here; else
+    /// the module is compiled.
     ///
     /// # Errors
-    /// It is no module, or XLA refuses it.
-    pub(crate) fn compile(&self, module: &[u8], ranks: u32) -> Result<Program, Failure> {
-        let key = (Sha256::digest(module).to_vec(), ranks);
+    /// It has no module, or XLA refuses it.
+    pub(crate) fn program(&self, neff: &Neff, ranks: u32) -> Result<Program, Failure> {
+        let key = (Sha256::digest(&neff.module).to_vec(), ranks);
         if let Some(program) = lock(&self.0.programs).get(&key) {
             return Ok(Program(Arc::clone(program)));
         }
-        let module = HloModule::from_bytes(module)
+        let module = HloModule::from_bytes(&neff.module)
             .map_err(|error| refuse!(INVALID, "the NEFF's module: {error}"))?;
-        let module = program::for_xla(&module).map_err(failure)?;
         let client = &self.0.client;
-        let options = program::options(ranks, client.devices());
-        let program = client.compile(&module.to_bytes(), &options);
-        let program = Arc::new(program.map_err(failure)?);
+        let source = Source::of(&module, ranks, client.devices()).map_err(failure)?;
+        let made = neff.compiled.as_ref().zip(self.0.maker.as_ref());
+        let loaded = made.and_then(|(compiled, maker)| source.load(client, maker, compiled));
+        let program = match loaded {
+            Some(program) => program,
+            None => source.compile(client).map_err(failure)?,
+        };
+        let program = Arc::new(program);
         lock(&self.0.programs).insert(key, Arc::clone(&program));
         Ok(Program(program))
     }

@@ -1,5 +1,7 @@
 //! The stand-in for `neuronx-cc` as a program: what it takes, writes, refuses and leaves behind.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::fs;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
@@ -175,6 +177,28 @@ fn xla_refuses_what_the_rules_let_pass() {
 }
 
 #[test]
+fn what_xla_made_goes_into_the_neff() {
+    if std::env::var_os("APPLIANCE_XLA_CPU").is_none() {
+        eprintln!("skipped: APPLIANCE_XLA_CPU names no plugin; `make test` sets it");
+        return;
+    }
+    let key = |module: &HloModule, more: &[&str]| {
+        let bench = Bench::new(module);
+        let output = bench.run(more);
+        assert!(output.status.success(), "{}", said(&output));
+        bench.neff().unwrap().compiled.map(|compiled| compiled.key)
+    };
+    let plain = key(&top_k(), &[]);
+    assert!(plain.is_some());
+    assert_eq!(key(&top_k(), &["--lnc=1"]), plain);
+    let mut renamed = top_k();
+    renamed.name = "other".to_owned();
+    assert_ne!(key(&renamed, &[]), plain);
+    let unverified = "--internal-hlo2tensorizer-options=--verify-hlo=false";
+    assert_eq!(key(&top_k(), &[unverified]), None);
+}
+
+#[test]
 fn without_xla_a_warning_is_given() {
     let bench = Bench::new(&top_k());
     let output = bench
@@ -188,6 +212,7 @@ fn without_xla_a_warning_is_given() {
         "{}",
         said(&output)
     );
+    assert_eq!(bench.neff().unwrap().compiled, None);
 }
 
 #[test]

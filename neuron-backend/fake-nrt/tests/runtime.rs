@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Barrier};
 
+use nrt::compiled::{Compiled, Maker, Source};
 use nrt::handles::Handle;
 use nrt::neff::{Info, Neff, Reservation};
 use nrt::settings::Settings;
@@ -750,6 +751,43 @@ fn a_failed_execution_keeps_the_caches_and_spoils_the_results() {
     assert_eq!(bound.read(bound.state), [1.0; 4]);
     bound.execute().unwrap();
     assert_eq!(bound.read(bound.sum), [2.0; 4]);
+}
+
+/// The counter's NEFF with a program that multiplies instead: which of the two was run shows.
+#[test]
+fn a_program_in_the_neff_is_run_unless_its_key_is_another() {
+    let Some(Fixture { runtime, .. }) = &real(&[]) else {
+        return;
+    };
+    let path = std::env::var("APPLIANCE_XLA_CPU").unwrap();
+    let client = pjrt::Plugin::open(path.as_ref()).unwrap().client(&[]);
+    let client = client.unwrap();
+    let maker = Maker::of(path.as_ref()).unwrap();
+    let gives = |name: &str, change: &dyn Fn(&mut Compiled)| {
+        let module = sample::counter(name, 1);
+        let mut other = module.clone();
+        let instructions = &mut other.computations[1].instructions;
+        let add = instructions.iter_mut().find(|one| one.opcode == "add");
+        add.unwrap().opcode = "multiply".to_owned();
+        let source = |module| Source::of(module, 1, client.devices()).unwrap();
+        let program = source(&other).compile(&client).unwrap();
+        let mut compiled = Compiled {
+            key: source(&module).key(&maker),
+            program: program.serialize().unwrap(),
+        };
+        change(&mut compiled);
+        let neff = Neff::write_with(&module, &sample::info("trn2", 2, 1), Some(&compiled));
+        let bound = Bound::new(runtime, &neff.unwrap(), on(0));
+        bound.write([3.0; 4]);
+        let twos = bytes([2.0; 4]);
+        runtime.write(bound.state, 0, &twos).unwrap();
+        bound.execute().unwrap();
+        bound.read(bound.state)
+    };
+    assert_eq!(gives("as it is", &|_| ()), [6.0; 4]);
+    assert_eq!(gives("key", &|compiled| compiled.key.push('0')), [5.0; 4]);
+    let damaged = gives("damaged", &|compiled| compiled.program.truncate(100));
+    assert_eq!(damaged, [5.0; 4]);
 }
 
 #[test]

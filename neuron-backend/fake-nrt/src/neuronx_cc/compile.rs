@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use graph::proto::HloModule;
+use nrt::compiled::{Compiled, Maker, Source};
 use nrt::neff::{Info, Neff, Reservation};
-use nrt::program;
 use pjrt::{Plugin, Value};
 
 use crate::REFUSED;
@@ -90,9 +90,10 @@ fn neff_of(
 ) -> Result<Vec<u8>, Failed> {
     graph::check(module, arguments.compile)?;
     let ranks = ranks(module)?;
-    if arguments.verify {
-        verify(module, ranks, log)?;
-    }
+    let compiled = match arguments.verify {
+        true => verify(module, ranks, log)?,
+        false => None,
+    };
     let info = Info {
         name: arguments.output.display().to_string(),
         compiler: version.to_owned(),
@@ -103,7 +104,7 @@ fn neff_of(
     };
     let peak = info.reservation.scratchpad;
     log.write(&format!("INFO: Peak scratchpad usage: local {peak} bytes"));
-    Ok(Neff::write(module, &info)?)
+    Ok(Neff::write_with(module, &info, compiled.as_ref())?)
 }
 
 /// What of a NEFF is written after all.
@@ -129,25 +130,25 @@ fn ranks(module: &HloModule) -> Result<u32, Failed> {
     Ok(u32::try_from(ranks.len())?.max(1))
 }
 
-/// Lets XLA look the module over, which it does before it compiles for the CPU. As little as can be
-/// is spent on the code, which nobody runs.
-fn verify(module: &HloModule, ranks: u32, log: &mut Log) -> Result<(), Failed> {
+/// Lets XLA look the module over, which it does before it compiles for the CPU. What it makes of the
+/// module is for those who load the NEFF on this machine.
+fn verify(module: &HloModule, ranks: u32, log: &mut Log) -> Result<Option<Compiled>, Failed> {
     let Some(path) = std::env::var_os(PLUGIN).map(PathBuf::from) else {
         log.tell(&format!(
             "WARNING: XLA is not asked about the module: {PLUGIN} is not set"
         ));
-        return Ok(());
+        return Ok(None);
     };
-    let module = program::for_xla(module)?;
     let plugin = Plugin::open(&path)?;
     let client = plugin.client(&[("cpu_device_count", Value::Integer(ranks.into()))])?;
-    let options = program::options(ranks, client.devices())
-        .flag("xla_backend_optimization_level", Value::Integer(0))
-        .flag("xla_llvm_disable_expensive_passes", Value::Truth(true));
-    client
-        .compile(&module.to_bytes(), &options)
+    let source = Source::of(module, ranks, client.devices())?;
+    let program = source
+        .compile(&client)
         .map_err(|error| Failed::Because(format!("[NCC_EVRF064] HLO verifier: {error}")))?;
-    Ok(())
+    Ok(Some(Compiled {
+        key: source.key(&Maker::of(&path)?),
+        program: program.serialize()?,
+    }))
 }
 
 /// What the real one leaves in its working directory.
