@@ -13,6 +13,8 @@ pub enum Element {
     S64,
     /// A byte.
     U8,
+    /// An unsigned integer of 16 bits.
+    U16,
     /// An unsigned integer of 32 bits.
     U32,
     /// A float of 16 bits.
@@ -30,12 +32,13 @@ pub enum Element {
 }
 
 impl Element {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::Pred,
         Self::S8,
         Self::S32,
         Self::S64,
         Self::U8,
+        Self::U16,
         Self::U32,
         Self::F16,
         Self::F32,
@@ -49,7 +52,7 @@ impl Element {
     pub fn bytes(self) -> usize {
         match self {
             Self::Pred | Self::S8 | Self::U8 | Self::F8e5m2 | Self::F8e4m3fn | Self::F8e4m3 => 1,
-            Self::F16 | Self::Bf16 => 2,
+            Self::U16 | Self::F16 | Self::Bf16 => 2,
             Self::S32 | Self::U32 | Self::F32 => 4,
             Self::S64 => 8,
         }
@@ -63,6 +66,7 @@ impl Element {
             4 => Self::S32,
             5 => Self::S64,
             6 => Self::U8,
+            7 => Self::U16,
             8 => Self::U32,
             10 => Self::F16,
             11 => Self::F32,
@@ -83,6 +87,7 @@ impl Element {
             Self::S32 => 4,
             Self::S64 => 5,
             Self::U8 => 6,
+            Self::U16 => 7,
             Self::U32 => 8,
             Self::F16 => 10,
             Self::F32 => 11,

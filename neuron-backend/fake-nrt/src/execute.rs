@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use graph::Element;
 use pjrt::Buffer;
 
+use crate::caches;
 use crate::collectives::Outcome;
 use crate::faults::Effect;
 use crate::model::Bound;
@@ -140,12 +141,18 @@ impl Execution<'_> {
         }
     }
 
-    fn form(binding: &Binding, rank: u32) -> Form {
-        Form {
-            element: binding.element,
+    fn form(binding: &Binding, rank: u32) -> Result<Form, Failure> {
+        let element = match binding.alias {
+            Some(_) => Some(caches::element(binding.element)),
+            None => pjrt::Element::from_hlo(binding.element.number()),
+        };
+        let element = element
+            .ok_or_else(|| refuse!(FAILURE, "XLA's arrays have no {:?}", binding.element))?;
+        Ok(Form {
+            element,
             shape: binding.shape.clone(),
             rank,
-        }
+        })
     }
 
     fn inputs(
@@ -156,7 +163,7 @@ impl Execution<'_> {
     ) -> Result<Vec<Arc<Buffer>>, Failure> {
         let inputs = self.neff.io.inputs.iter().zip(&bound.inputs);
         let arrays = inputs.map(|(input, tensor)| {
-            tensor.array(devices, &Self::form(input, rank), input.alias.is_some())
+            tensor.array(devices, &Self::form(input, rank)?, input.alias.is_some())
         });
         arrays.collect()
     }
@@ -169,7 +176,7 @@ impl Execution<'_> {
             }
             let outputs = self.neff.io.outputs.iter().zip(&bound.outputs);
             for ((output, tensor), array) in outputs.zip(results) {
-                tensor.put(Arc::new(array), &Self::form(output, rank))?;
+                tensor.put(Arc::new(array), &Self::form(output, rank)?)?;
             }
         }
         Ok(())
@@ -185,7 +192,7 @@ impl Execution<'_> {
             let inputs = self.neff.io.inputs.iter().zip(&bound.inputs);
             for ((input, tensor), array) in inputs.zip(arrays) {
                 if input.alias.is_some() && !array.is_deleted().map_err(failure)? {
-                    tensor.put(array, &Self::form(input, rank))?;
+                    tensor.put(array, &Self::form(input, rank)?)?;
                 }
             }
         }

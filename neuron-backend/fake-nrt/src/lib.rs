@@ -6,6 +6,7 @@
 //! environment variables.
 
 mod abi;
+mod caches;
 mod collectives;
 pub mod compiled;
 pub mod cores;

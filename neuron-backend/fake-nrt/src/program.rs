@@ -7,6 +7,8 @@ use graph::Element;
 use graph::proto::{HloComputation, HloInstruction, HloModule, Shape};
 use pjrt::{CompileOptions, Value};
 
+use crate::caches;
+
 /// The custom call that XLA has an operation of its own for.
 const TOP_K: &str = "AwsNeuronTopK";
 
@@ -38,7 +40,8 @@ pub enum ProgramError {
     },
 }
 
-/// The module with XLA's operations in place of custom calls. What it takes and gives is the same.
+/// The module with XLA's operations in place of custom calls, and with integers in place of caches
+/// of narrow floats. What it takes and gives has the same bits in the same sizes.
 ///
 /// # Errors
 /// It calls what cannot be rewritten.
@@ -52,6 +55,7 @@ pub fn for_xla(module: &HloModule) -> Result<HloModule, ProgramError> {
     for computation in &mut module.computations {
         rewrite(computation, &mut free)?;
     }
+    caches::as_integers(&mut module, &mut free);
     Ok(module)
 }
 

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use graph::Element;
 use graph::proto::HloModule;
 use pjrt::{Buffer, Client, Executable, Plugin, Value};
 use sha2::{Digest as _, Sha256};
@@ -41,7 +40,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// An array's place and form.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Form {
-    pub(crate) element: Element,
+    pub(crate) element: pjrt::Element,
     pub(crate) shape: Vec<u64>,
     /// The rank that has it.
     pub(crate) rank: u32,
@@ -109,13 +108,10 @@ impl Devices {
         let devices = self.0.client.devices();
         let device = devices.get(form.rank as usize).copied();
         let device = device.ok_or_else(|| refuse!(FAILURE, "XLA has no device {}", form.rank))?;
-        let element = pjrt::Element::from_hlo(form.element.number());
-        let element =
-            element.ok_or_else(|| refuse!(FAILURE, "XLA's arrays have no {:?}", form.element))?;
         let dims: Result<Vec<i64>, _> =
             form.shape.iter().map(|size| i64::try_from(*size)).collect();
         let dims = dims.map_err(|error| refuse!(INVALID, "{:?}: {error}", form.shape))?;
-        let buffer = self.0.client.buffer(device, element, &dims, bytes);
+        let buffer = self.0.client.buffer(device, form.element, &dims, bytes);
         buffer.map_err(failure)
     }
 }
