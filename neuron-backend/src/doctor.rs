@@ -12,9 +12,10 @@ mod neffs;
 mod samples;
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -336,12 +337,27 @@ impl Scratch {
         if let Some(path) = &self.0 {
             return Ok(path.clone());
         }
-        let name = format!("appliance-doctor-{}", std::process::id());
-        let path = std::env::temp_dir().join(name);
-        fs::create_dir_all(&path)?;
+        let path = own_directory(&std::env::temp_dir())?;
         self.0 = Some(path.clone());
         Ok(path)
     }
+}
+
+/// A new directory that nobody else can look into or has made before.
+fn own_directory(within: &Path) -> io::Result<PathBuf> {
+    /// Names that are tried: of processes that had this one's number and were killed.
+    const TRIES: u32 = 100;
+    let mut made = Err(io::Error::from(io::ErrorKind::AlreadyExists));
+    for number in 0..TRIES {
+        let name = format!("appliance-doctor-{}-{number}", std::process::id());
+        let path = within.join(name);
+        made = DirBuilder::new().mode(0o700).create(&path).map(|()| path);
+        match &made {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            _ => break,
+        }
+    }
+    made
 }
 
 impl Drop for Scratch {
@@ -405,7 +421,11 @@ impl Examination<'_> {
         })?;
         Some(match (self.neffs.failed.get(*missing), &self.uncompiled) {
             (Some(why), _) => Trouble::Wrong(why.clone()),
-            (None, Some(why)) => Trouble::Unasked(why.clone()),
+            (None, Some(why)) => {
+                let told = before.iter().find(|step| step.why.as_ref() == Some(why));
+                let again = |step: &Step| format!("there are no modules: see step {}", step.number);
+                Trouble::Unasked(told.map_or_else(|| why.clone(), again))
+            }
             (None, None) => Trouble::Unasked(format!("there is no module {missing}")),
         })
     }
@@ -467,18 +487,7 @@ impl Examination<'_> {
     ) -> Result<(), Trouble> {
         let mut process = self.start(name, &[])?;
         let ended = process.wait(limit)?;
-        let finding = fs::read(&process.finding).ok();
-        let finding = finding.and_then(|bytes| serde_json::from_slice::<Finding>(&bytes).ok());
-        let Some(Finding { seen: found, why }) = finding else {
-            return Err(Trouble::Wrong(process.epitaph(ended, limit)));
-        };
-        seen.0.extend(found.0);
-        match (why, ended) {
-            (Some(why), _) => Err(Trouble::Wrong(why)),
-            (None, Some(status)) if status.success() => Ok(()),
-            // It found all well, and then the runtime did not let it go.
-            (None, ended) => Err(Trouble::Wrong(process.epitaph(ended, limit))),
-        }
+        process.verdict(ended, limit, seen)
     }
 
     fn start(&mut self, name: &str, more: &[(&str, OsString)]) -> Result<Process, Trouble> {
@@ -596,7 +605,8 @@ impl Examination<'_> {
         while !holding.exists() {
             if let Some(status) = process.child.try_wait().map_err(bench::told)? {
                 let limit = self.request.patience;
-                return Err(Trouble::Wrong(process.epitaph(Some(status), limit)));
+                process.verdict(Some(status), limit, seen)?;
+                return Err(Trouble::Wrong("it ended without being killed".to_owned()));
             }
             if begun.elapsed() > self.request.patience {
                 process.kill()?;
@@ -661,6 +671,27 @@ impl Process {
         self.child.kill().map_err(bench::told)?;
         self.child.wait().map_err(bench::told)?;
         Ok(())
+    }
+
+    /// What one that has ended found, if it left word of it.
+    fn verdict(
+        &self,
+        ended: Option<ExitStatus>,
+        limit: Duration,
+        seen: &mut Seen,
+    ) -> Result<(), Trouble> {
+        let finding = fs::read(&self.finding).ok();
+        let finding = finding.and_then(|bytes| serde_json::from_slice::<Finding>(&bytes).ok());
+        let Some(Finding { seen: found, why }) = finding else {
+            return Err(Trouble::Wrong(self.epitaph(ended, limit)));
+        };
+        seen.0.extend(found.0);
+        match (why, ended) {
+            (Some(why), _) => Err(Trouble::Wrong(why)),
+            (None, Some(status)) if status.success() => Ok(()),
+            // It found all well, and then the runtime did not let it go.
+            (None, ended) => Err(Trouble::Wrong(self.epitaph(ended, limit))),
+        }
     }
 
     /// What can be said of one that left no finding.

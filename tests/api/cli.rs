@@ -17,6 +17,7 @@ fn every_verb_explains_itself_with_an_example() {
         &["pull", "--help"],
         &["prepare", "--help"],
         &["graph", "--help"],
+        &["doctor", "--help"],
     ] {
         let help = appliance(verb);
         assert_eq!(help.code, Some(0), "{verb:?}: {}", help.stderr);

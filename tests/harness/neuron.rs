@@ -66,6 +66,11 @@ impl Fake {
         self
     }
 
+    /// The stand-in for neuronx-cc.
+    pub fn compiler(&self) -> &Path {
+        &self.compiler
+    }
+
     /// The variables under which a process finds the stand-ins, on a machine of its own.
     pub fn environment(&self) -> Vec<(&'static str, OsString)> {
         let mut environment = vec![

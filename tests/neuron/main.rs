@@ -3,6 +3,7 @@
 //! test runs in a process of its own.
 
 mod alone;
+mod doctor;
 mod faults;
 mod nrt;
 mod prepare;
