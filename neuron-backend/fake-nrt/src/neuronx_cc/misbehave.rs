@@ -158,7 +158,11 @@ impl Word {
                 return Some(ExitCode::from(REFUSED));
             }
             Self::Killed => signal("KILL"),
-            Self::Segfault => signal("SEGV"),
+            Self::Segfault => {
+                // Rust's own handler lets the first pass.
+                signal("SEGV");
+                signal("SEGV");
+            }
             Self::Abort => std::process::abort(),
             Self::Slow(time) => std::thread::sleep(*time),
             Self::Memory(size) => held.extend(std::iter::repeat_n(1, size << 20)),
@@ -169,14 +173,10 @@ impl Word {
     }
 }
 
-/// Ends this process by a signal, as somebody else would. Twice: Rust's own handler of SIGSEGV lets
-/// the first pass.
+/// Ends this process by a signal, as somebody else would.
 fn signal(name: &str) {
     let sent = Command::new("sh")
-        .args([
-            "-c",
-            &format!("kill -{name} $PPID; sleep 0.1; kill -{name} $PPID"),
-        ])
+        .args(["-c", &format!("kill -{name} $PPID")])
         // Whoever reads what this process says waits for it alone.
         .stdin(Stdio::null())
         .stdout(Stdio::null())
@@ -186,7 +186,7 @@ fn signal(name: &str) {
         eprintln!("fake-neuronx-cc: no signal could be sent: {error}");
     }
     // It arrives at any moment.
-    std::thread::sleep(Duration::from_secs(60));
+    std::thread::sleep(Duration::from_millis(100));
 }
 
 /// Never returns in a process that [`hang`] made.
