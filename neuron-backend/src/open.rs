@@ -228,7 +228,7 @@ pub fn open(opening: &Opening<'_>) -> Result<Vec<Neuron>, OpenError> {
 fn here(libnrt: &Libnrt) -> Result<Here, OpenError> {
     let instance = libnrt.instance().map_err(OpenError::Instance)?;
     let target = instance.target();
-    let target = target.ok_or_else(|| OpenError::Unknown(instance))?;
+    let target = target.ok_or(OpenError::Unknown(instance))?;
     let allowed = target.facts().logical;
     let lnc = match std::env::var(LOGICAL) {
         Ok(value) => {
