@@ -230,6 +230,114 @@ fn tensors_that_are_not_the_models_are_refused_by_name() {
     assert_eq!(message, expected);
 }
 
+/// A decoder with two experts, and the tensors of its MLP under the names of either family.
+fn mixture(names: [&str; 4]) -> (Decoder, Vec<(String, Vec<usize>)>) {
+    let mut config: serde_json::Map<_, _> = serde_json::from_str(tiny::CONFIG).unwrap();
+    config.insert("architectures".into(), json!(["MixtralForCausalLM"]));
+    config.insert("num_local_experts".into(), json!(2));
+    config.insert("num_experts_per_tok".into(), json!(1));
+    let decoder = Decoder::parse(json!(config).to_string().as_bytes()).unwrap();
+    let [router, gate, up, down] = names;
+    let layer = |name: &str| format!("model.layers.0.{name}.weight");
+    let mut tensors: Vec<_> = (TENSORS.iter())
+        .filter(|(name, _)| !name.contains(".mlp."))
+        .map(|(name, shape)| ((*name).to_owned(), shape.to_vec()))
+        .collect();
+    tensors.push((layer(router), vec![2, 32]));
+    for expert in ["0", "1"] {
+        for (name, shape) in [(gate, [64, 32]), (up, [64, 32]), (down, [32, 64])] {
+            tensors.push((layer(&name.replace('N', expert)), shape.to_vec()));
+        }
+    }
+    (decoder, tensors)
+}
+
+/// What becomes of a checkpoint with these tensors.
+fn opened_as(
+    decoder: &Decoder,
+    tensors: &[(String, Vec<usize>)],
+) -> (TempDir, Result<Weights, CheckpointError>) {
+    let borrowed: Vec<_> = (tensors.iter())
+        .map(|(name, shape)| (name.as_str(), &shape[..]))
+        .collect();
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("model.safetensors");
+    fs::write(path, tiny::safetensors(&borrowed)).unwrap();
+    let weights = Weights::open(folder.path(), decoder);
+    (folder, weights)
+}
+
+const MIXTRAL: [&str; 4] = [
+    "block_sparse_moe.gate",
+    "block_sparse_moe.experts.N.w1",
+    "block_sparse_moe.experts.N.w3",
+    "block_sparse_moe.experts.N.w2",
+];
+
+const QWEN: [&str; 4] = [
+    "mlp.gate",
+    "mlp.experts.N.gate_proj",
+    "mlp.experts.N.up_proj",
+    "mlp.experts.N.down_proj",
+];
+
+#[test]
+fn experts_are_found_under_the_names_of_either_family() {
+    for names in [MIXTRAL, QWEN] {
+        let (decoder, tensors) = mixture(names);
+        let (_folder, weights) = opened_as(&decoder, &tensors);
+        let weights = weights.unwrap();
+        let layer = |role| weights.tensor(Role::Layer(0, role));
+        assert_eq!(layer(LayerRole::Router).shape, [2, 32]);
+        // The tensors are filled with their places.
+        let places = [
+            LayerRole::ExpertGate,
+            LayerRole::ExpertUp,
+            LayerRole::ExpertDown,
+        ]
+        .map(|role| layer(role(1)).bytes[0]);
+        let first = u8::try_from(tensors.len() - 3).unwrap();
+        assert_eq!(places, [first, first + 1, first + 2]);
+        let (_folder, weights) = opened_as(&decoder, &tensors[..tensors.len() - 1]);
+        let missing = names[3].replace('N', "1");
+        let message =
+            format!("tensor `model.layers.0.{missing}.weight` of shape [32, 64] is missing");
+        assert_eq!(weights.unwrap_err().to_string(), message);
+    }
+}
+
+#[test]
+fn experts_in_one_tensor_or_too_many_are_refused() {
+    let refused = |name: &str, shape: &[usize]| {
+        let (decoder, mut tensors) = mixture(QWEN);
+        tensors.push((format!("model.layers.0.{name}"), shape.to_vec()));
+        let (_folder, weights) = opened_as(&decoder, &tensors);
+        weights.unwrap_err().to_string()
+    };
+    let message = refused("mlp.experts.gate_up_proj", &[2, 128, 32]);
+    assert!(
+        message.contains("holds all experts of a layer"),
+        "{message}"
+    );
+    assert!(message.contains("save_pretrained"), "{message}");
+    for denied in ["mlp.experts.2.up_proj.weight", "mlp.up_proj.weight"] {
+        let message = refused(denied, &[64, 32]);
+        let expected = format!("tensor `model.layers.0.{denied}` is in the checkpoint, but");
+        assert!(message.starts_with(&expected), "{message}");
+    }
+    // Nor has a dense model any.
+    let tensors = [
+        &TENSORS[..],
+        &[("model.layers.0.mlp.gate.weight", &[2, 32])],
+    ]
+    .concat();
+    let message = refused_single(&tiny::safetensors(&tensors));
+    assert!(
+        message.contains("describes a model without it"),
+        "{message}"
+    );
+}
+
 proptest! {
     /// Whatever a header says, it is accepted or refused.
     #[test]

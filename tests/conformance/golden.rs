@@ -8,6 +8,7 @@ use cpu_backend::Precision;
 use engine::{Backend, Demand};
 use model::{Decoder, Weights};
 
+use crate::CHECKS;
 use crate::device::{Answer, Ask, Device, Wish, len};
 
 /// The largest error of a logit with weights in BF16.
@@ -60,6 +61,20 @@ fn greedy_answers_of_every_family_are_those_of_transformers() {
         let mut device = Device::new(open_cpu(&model.path, Precision::F32), 0.0);
         let tokens = greedy(&mut device, &family.prompt, family.greedy.len());
         assert_eq!(tokens, family.greedy, "{}", family.name);
+    }
+}
+
+#[test]
+fn mixtures_of_experts_do_what_every_device_must() {
+    for family in Family::with_experts() {
+        for (check, run) in CHECKS {
+            eprintln!("{}: {check}", family.name);
+            let model = family.model(false);
+            run(&mut Device::new(
+                open_cpu(&model.path, Precision::Bf16),
+                0.0,
+            ));
+        }
     }
 }
 

@@ -96,6 +96,21 @@ fn in_bf16_it_does_what_every_device_must() {
     check_all("neuron::in_bf16_it_does_what_every_device_must", BF16);
 }
 
+#[test]
+fn mixtures_of_experts_do_what_every_device_must() {
+    let name = "neuron::mixtures_of_experts_do_what_every_device_must";
+    let Some(fake) = Fake::found() else { return };
+    apart(name, &environment(&fake, TWO.ranks), || {
+        for family in Family::with_experts() {
+            for (check, run) in CHECKS {
+                eprintln!("{}: {check}", family.name);
+                let backend = open(&fake, &family.model(false), TWO);
+                run(&mut Device::new(backend, TWO.tolerance));
+            }
+        }
+    });
+}
+
 /// What a process needs in which models of so many ranks are opened. What is left on the device in the
 /// end aborts it.
 fn environment(fake: &Fake, ranks: u32) -> Vec<(&'static str, OsString)> {

@@ -31,6 +31,15 @@ impl Family {
         paths.iter().map(|path| Self::read(path)).collect()
     }
 
+    /// Those whose tokens choose among experts: what a token does there may depend on the others of
+    /// its step, if a device makes a mistake.
+    pub fn with_experts() -> Vec<Self> {
+        let mut all = Self::all();
+        all.retain(|family| family.golden["config"]["num_experts_per_tok"].is_number());
+        assert!(!all.is_empty(), "families with experts");
+        all
+    }
+
     fn read(path: &Path) -> Self {
         let golden = read(path);
         let places = ids(&golden["positions"]).into_iter().map(|at| at as usize);

@@ -777,7 +777,15 @@ fn foreign_bytes_are_refused_and_never_a_panic() {
 fn what_the_lowering_makes_passes_for_every_target() {
     use crate::bucket::{Activations, Bucket, Form, Head, KvFormat, WeightFormat};
 
-    let decoder = crate::form::tests::decoder(8, 2);
+    let dense = crate::form::tests::decoder(8, 2);
+    let mut mixed = dense.clone();
+    mixed.mlp = model::Mlp::Experts {
+        experts: 12,
+        chosen: 3,
+        size: 40,
+        activation: model::Activation::Silu,
+        renormalise: false,
+    };
     let step = |rows, tokens, pages, head| Bucket::Step {
         rows,
         tokens,
@@ -785,6 +793,7 @@ fn what_the_lowering_makes_passes_for_every_target() {
         head,
     };
     let buckets = [
+        step(1, 1, 8, Head::Last),
         step(4, 1, 8, Head::Last),
         step(1, 48, 3, Head::Last),
         step(2, 16, 0, Head::Each),
@@ -806,8 +815,11 @@ fn what_the_lowering_makes_passes_for_every_target() {
                     fp8_max: target.facts().fp8_max,
                     ..crate::form::tests::form()
                 };
-                for bucket in buckets {
-                    let module = crate::lower::lower(&decoder, &form, bucket).unwrap();
+                for (bucket, decoder) in buckets
+                    .into_iter()
+                    .flat_map(|bucket| [(bucket, &dense), (bucket, &mixed)])
+                {
+                    let module = crate::lower::lower(decoder, &form, bucket).unwrap();
                     assert_eq!(check(&module.proto, target), Ok(()), "{bucket:?}");
                 }
             }
