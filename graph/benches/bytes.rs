@@ -3,7 +3,7 @@
 //! 8192 tokens. How bytes are counted is said in `graph::Cost`; nothing is measured.
 //!
 //! `cargo bench -p graph --bench bytes -- 8` lowers with attention in tiles of at most 8 MiB instead
-//! of the usual ones.
+//! of the usual ones; `--json FILE` writes the figures to a file as well.
 
 use std::error::Error;
 
@@ -12,6 +12,7 @@ use graph::{
     lower_in_tiles,
 };
 use model::Decoder;
+use serde_json::{Value, json};
 
 /// Sizes of Llama-3-8B, as its public `config.json` has them.
 const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
@@ -71,11 +72,14 @@ fn main() -> Result<(), Box<dyn Error>> {
         "model", "rows", "context", "weights", "KV", "other", "all", "least", "of it"
     );
     let mut worst = 0.0_f64;
+    let mut figures = Vec::new();
     for (name, config) in [("Llama-3-8B", LLAMA), ("Qwen3-8B", QWEN)] {
         let decoder = Decoder::parse(config.as_bytes())?;
         for rows in [1, 16, 64] {
             for context in [1024, 8192] {
-                worst = worst.max(decode(name, &decoder, rows, context)?);
+                let (part, figure) = decode(name, &decoder, rows, context)?;
+                worst = worst.max(part);
+                figures.push(figure);
             }
         }
     }
@@ -92,13 +96,21 @@ fn main() -> Result<(), Box<dyn Error>> {
         "model", "before", "TFLOP", "GB moved", "workspace MiB"
     );
     for (name, config) in [("Llama-3-8B", LLAMA), ("Qwen3-8B", QWEN)] {
-        prefill(name, &Decoder::parse(config.as_bytes())?)?;
+        figures.push(prefill(name, &Decoder::parse(config.as_bytes())?)?);
+    }
+    if let Some(file) = std::env::args().skip_while(|word| word != "--json").nth(1) {
+        std::fs::write(file, serde_json::to_string_pretty(&figures)? + "\n")?;
     }
     Ok(())
 }
 
-/// Prints a decode step and gives what part of the least it moves.
-fn decode(name: &str, decoder: &Decoder, rows: u32, context: u32) -> Result<f64, Box<dyn Error>> {
+/// Prints a decode step, and gives what part of the least it moves, with its figures.
+fn decode(
+    name: &str,
+    decoder: &Decoder,
+    rows: u32,
+    context: u32,
+) -> Result<(f64, Value), Box<dyn Error>> {
     let form = form(context, rows);
     let bucket = Bucket::Step {
         rows,
@@ -122,11 +134,15 @@ fn decode(name: &str, decoder: &Decoder, rows: u32, context: u32) -> Result<f64,
     if let Err(refusal) = check(&module.proto, TARGET) {
         println!("{refusal}");
     }
-    Ok(part)
+    let figures = json!({
+        "model": name, "rows": rows, "context": context, "weights": cost.weights, "kv": cost.kv,
+        "other": cost.other, "bytes": cost.bytes(), "least": ideal.bytes(), "of_least": part,
+    });
+    Ok((part, figures))
 }
 
-/// Prints each chunk of a prefill, and their sum.
-fn prefill(name: &str, decoder: &Decoder) -> Result<(), Box<dyn Error>> {
+/// Prints each chunk of a prefill and their sum, and gives the figures of that.
+fn prefill(name: &str, decoder: &Decoder) -> Result<Value, Box<dyn Error>> {
     let [tokens, chunk] = PREFILL;
     let form = form(tokens, 1);
     let mut sum = Cost::default();
@@ -147,7 +163,10 @@ fn prefill(name: &str, decoder: &Decoder) -> Result<(), Box<dyn Error>> {
         sum.workspace = sum.workspace.max(cost.workspace);
     }
     line(name, "all", &sum);
-    Ok(())
+    Ok(json!({
+        "model": name, "prefill": tokens, "chunk": chunk, "flops": sum.flops,
+        "bytes": sum.bytes(), "workspace": sum.workspace,
+    }))
 }
 
 fn line(name: &str, before: &str, cost: &Cost) {

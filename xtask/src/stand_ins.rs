@@ -48,9 +48,10 @@ const FORM: &[&str] = &[
 /// The stand-ins, built.
 #[derive(Debug)]
 pub(crate) struct StandIns {
-    libnrt: PathBuf,
+    pub(crate) libnrt: PathBuf,
     compiler: PathBuf,
-    plugin: PathBuf,
+    /// What computes for them; without it they only let time pass.
+    plugin: Option<PathBuf>,
     /// What belongs to the device: bundles, and the machine that it is on.
     folder: PathBuf,
 }
@@ -61,6 +62,14 @@ impl StandIns {
         let plugin = xla::plugin()?.with_context(|| {
             format!("XLA's plugin for the CPU is built for x86-64 only: {NAME} does not run here")
         })?;
+        Ok(StandIns {
+            plugin: Some(plugin),
+            ..StandIns::hollow(workspace)?
+        })
+    }
+
+    /// Builds them without what computes: they let the time pass that they are told to.
+    pub(crate) fn hollow(workspace: &Workspace) -> Result<StandIns> {
         run(workspace
             .cargo("build")
             .args(["--package", "fake-nrt", "--release"]))?;
@@ -72,7 +81,7 @@ impl StandIns {
         Ok(StandIns {
             libnrt: built("libnrt.so")?,
             compiler: built("fake-neuronx-cc")?,
-            plugin,
+            plugin: None,
             folder: workspace.output(Profile::Release).join(NAME),
         })
     }
@@ -81,12 +90,22 @@ impl StandIns {
     pub(crate) fn lend(&self, command: &mut Command) {
         command
             .env("APPLIANCE_LIBNRT", &self.libnrt)
-            .env(xla::VARIABLE, &self.plugin)
+            .envs(self.plugin.iter().map(|plugin| (xla::VARIABLE, plugin)))
             .env("FAKE_NRT_DIR", self.folder.join("machine"));
     }
 
     /// The bundles of `model`, prepared by `appliance` unless they are there already.
     pub(crate) fn prepared(&self, appliance: &Path, model: &Path) -> Result<PathBuf> {
+        self.prepared_as(FORM, appliance, model)
+    }
+
+    /// The same with other flags of `appliance prepare`.
+    pub(crate) fn prepared_as(
+        &self,
+        form: &[&str],
+        appliance: &Path,
+        model: &Path,
+    ) -> Result<PathBuf> {
         // What another build of the compiler wrote may not be what this build's runtime reads.
         let compiler = sha256(&self.compiler)?;
         let bundles = self.folder.join(&compiler[..16]);
@@ -95,7 +114,7 @@ impl StandIns {
         run(command
             .args(["prepare", "--backend", "neuron", "--model"])
             .arg(model)
-            .args(FORM)
+            .args(form)
             .arg("--compiler")
             .arg(&self.compiler)
             .arg("--artifacts")

@@ -1,12 +1,16 @@
 //! `cargo xtask bench`: the server and its peers under the same load, in the same run.
 //!
+//! What the Neuron path costs is measured beside it, with stand-ins for the device (`neuron.rs`).
+//!
 //! Peers are fetched by hash, built once and kept in the user's cache folder. One that cannot be
 //! had is skipped with the reason. `docs/benchmarks.md` tells the method.
 
+mod journal;
 mod llama;
 mod machine;
 mod measures;
 mod naive;
+mod neuron;
 mod peer;
 mod plot;
 mod processor;
@@ -31,9 +35,18 @@ use report::Round;
 /// What to measure, and how thoroughly.
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Examples:\n  cargo xtask bench --quick\n  cargo xtask bench --peers ours,llama --rounds 5"
+    after_help = "Examples:\n  cargo xtask bench --quick\n  cargo xtask bench --peers ours,llama --rounds 5\n  \
+                  cargo xtask bench --parts neuron"
 )]
 pub(crate) struct Arguments {
+    /// What to measure: the server beside its peers, and what the Neuron path costs
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "peers,neuron"
+    )]
+    parts: Vec<Part>,
     /// Whom to measure, in the order of the table
     #[arg(
         long,
@@ -52,6 +65,15 @@ pub(crate) struct Arguments {
     /// Fetch and build what is missing, then stop
     #[arg(long)]
     prepare: bool,
+}
+
+/// What can be measured.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum, Debug)]
+pub(crate) enum Part {
+    /// The server beside others
+    Peers,
+    /// The Neuron path, on stand-ins
+    Neuron,
 }
 
 /// Whom the server is compared with.
@@ -94,31 +116,54 @@ struct Skipped {
     reason: String,
 }
 
-/// Prepares the peers, measures them in turns, prints the table and saves it.
+/// Measures what is asked for, prints the tables and saves them.
 pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> {
     let folder = cache::folder()?.join("peers");
     fs::create_dir_all(&folder).with_context(|| format!("no folder {}", folder.display()))?;
     let _alone = alone(&folder)?;
     let appliance = workspace.appliance(Profile::Release)?;
     let model = model::fetched(workspace, || Ok(appliance.clone()))?;
-    let (peers, skipped) = prepared(workspace, arguments, &folder, &appliance, &model);
-    for Skipped { peer, reason } in &skipped {
-        eprintln!("skipping {}: {reason}", peer.title());
-    }
-    ensure!(!peers.is_empty(), "nobody is left to measure");
+    let asked = |part| arguments.parts.contains(&part);
+    let peers = match asked(Part::Peers) {
+        true => Some(ready(workspace, arguments, &folder, &appliance, &model)?),
+        false => None,
+    };
     if arguments.prepare {
         return Ok(());
     }
     let saved = fresh_output(workspace)?;
-    let rounds = measured(arguments, &peers, &appliance, &saved)?;
-    let results = Results {
-        machine: Machine::this(),
-        quick: arguments.quick,
-        skipped,
-        medians: measures::rows(&rounds),
-        rounds,
-    };
-    save(&results, &saved)
+    if let Some((peers, skipped)) = peers {
+        let rounds = measured(arguments, &peers, &appliance, &saved)?;
+        let results = Results {
+            machine: Machine::this(),
+            quick: arguments.quick,
+            skipped,
+            medians: measures::rows(&rounds),
+            rounds,
+        };
+        save(&results, &saved)?;
+    }
+    if asked(Part::Neuron) {
+        let effort = neuron::Effort::of(arguments.rounds, arguments.quick);
+        neuron::measured(workspace, effort, &appliance, &model, &saved)?;
+    }
+    Ok(())
+}
+
+/// The peers asked for, prepared; those that cannot be had are told.
+fn ready(
+    workspace: &Workspace,
+    arguments: &Arguments,
+    folder: &Path,
+    appliance: &Path,
+    model: &Path,
+) -> Result<(Vec<Peer>, Vec<Skipped>)> {
+    let (peers, skipped) = prepared(workspace, arguments, folder, appliance, model);
+    for Skipped { peer, reason } in &skipped {
+        eprintln!("skipping {}: {reason}", peer.title());
+    }
+    ensure!(!peers.is_empty(), "nobody is left to measure");
+    Ok((peers, skipped))
 }
 
 /// Held while a bench runs: two at once would measure each other.
