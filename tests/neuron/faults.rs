@@ -302,8 +302,9 @@ impl Bench {
         let failed: Vec<_> = got
             .iter()
             .filter_map(|got| match got {
-                Got::Told(why) | Got::Refused(_, why) => Some(why),
-                _ => None,
+                Got::Told(why) | Got::Refused(500, why) => Some(why),
+                // By an engine that has ended with another's device, or nobody was there.
+                Got::Whole | Got::Refused(..) | Got::Nobody => None,
             })
             .collect();
         let told = got.iter().filter(|got| matches!(got, Got::Told(_)));
@@ -404,8 +405,8 @@ fn nobody_notices_what_passes(bench: &Bench) {
     assert!(got.iter().all(|got| *got == Got::Whole), "{got:?}");
 }
 
-/// The step is run again by halves, and then all its rows are well; only one that ran by itself, as a
-/// chunk of a prompt does, is taken at the device's word. How many failed.
+/// The step is run again by halves, and then all its rows are well; only a row that was alone in its
+/// step is taken at the device's word. How many failed.
 fn a_step_that_fails_costs_at_most_one_request(bench: &Bench) -> usize {
     let faults = [
         ("execute status=1002 at=4", 1002),
@@ -425,7 +426,6 @@ fn a_step_that_fails_costs_at_most_one_request(bench: &Bench) -> usize {
         assert!(told <= 1, "{rules}: {got:?}");
         failed += told;
     }
-    assert!(failed >= 1, "the chunk of a prompt was struck");
     failed
 }
 
