@@ -7,3 +7,4 @@ mod doctor;
 mod faults;
 mod nrt;
 mod prepare;
+mod served;
