@@ -19,5 +19,5 @@ serve: ## Fetches the default model, builds and serves: make serve PORT=8000 ARG
 test: ## Runs every test
 	@cargo xtask test
 
-bench: ## Measures the server against its peers
+bench: ## Measures the server beside its peers, and what the Neuron path costs
 	@cargo xtask bench $(ARGS)

@@ -38,7 +38,8 @@ enum Verb {
     Serve(serve::Arguments),
     /// Runs every test: Rust and Python clients, with the real binary and the default model
     Test,
-    /// Measures the server against llama.cpp's and a naive one; saves table, JSON and plot
+    /// Measures the server against llama.cpp's and a naive one, and what the Neuron path costs; saves
+    /// tables, JSON and a plot
     Bench(bench::Arguments),
     /// Fetches and imports the default model into the user's cache folder, and prints where it is
     Model,
