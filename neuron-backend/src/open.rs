@@ -155,7 +155,8 @@ const LASTING: [nrt::Status; 7] = [
 fn advice(why: &NrtError) -> String {
     let told = match why.status {
         nrt::Status::RESOURCE => {
-            "To do: the device's memory is full: prepare the model with fewer KV pages (--kv-pages),              fewer or smaller buckets, more ranks (--tp) or --dtype fp8"
+            "To do: the device's memory is full: prepare the model with fewer KV pages (--kv-pages), fewer \
+             or smaller buckets, more ranks (--tp) or --dtype fp8"
         }
         nrt::Status::UNSUPPORTED_NEFF_VERSION | nrt::Status::INVALID => {
             "To do: prepare the model again, with the compiler of the SDK that the runtime is of"
