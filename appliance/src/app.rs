@@ -6,29 +6,21 @@ use std::io::{self, IsTerminal as _};
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
-use engine::{
-    Constraint, Demand, Limits, Lost, Penalties, Profile, Request, Sampling, Stop, TokenId,
-};
-use model::{Decoder, GenerationDefaults, Weights};
+use engine::Lost;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::api;
-use crate::config::{ConfigError, Flags, LogFormat, Resolved};
-use crate::device_metrics;
-use crate::dispatch::Dispatch;
+use crate::config::{ConfigError, Flags, Live, LogFormat, Resolved};
 use crate::drain::{self, Cut, Signals};
-use crate::drivers::{self, DriverError, Load};
-use crate::engine_thread;
-use crate::generation::{Ask, Generator, Piece, Reason, Refusal};
-use crate::health::{Health, Phase, Pulse};
+use crate::drivers::{self, DriverError};
+use crate::health::{Health, Phase};
 use crate::http;
 use crate::metrics::Metrics;
+use crate::opening::{self, LoadError, Opened, Progress};
 use crate::served::Served;
-use crate::source::{Hub, SourceError};
-use crate::text::{Template, TemplateError, TextError, Tokenizer};
 
 /// Threads of the event loop. The device's own threads need the cores more; with two, one that
 /// parses a large request does not keep the other from answering.
@@ -36,12 +28,6 @@ const EVENT_LOOP_THREADS: usize = 2;
 
 /// Threads for what takes milliseconds: tokenizing, templates.
 const BLOCKING_THREADS: usize = 8;
-
-/// How long the model may take to produce its first token.
-const SELF_TEST: Duration = Duration::from_secs(60);
-
-/// How long an engine whose self-test failed has to say that its device is lost.
-const LAST_WORDS: Duration = Duration::from_secs(3);
 
 /// Exit code of a command line or settings that are no use (`EX_USAGE` of sysexits.h).
 pub const USAGE: u8 = 64;
@@ -111,46 +97,6 @@ impl Failure {
     }
 }
 
-/// Why a model could not be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// Its files cannot be had.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// Its config.json or generation_config.json is not one we can use.
-    #[error(transparent)]
-    Config(#[from] model::ConfigError),
-    /// Its weights are not what its config says.
-    #[error(transparent)]
-    Checkpoint(#[from] model::CheckpointError),
-    /// Its tokenizer cannot be used.
-    #[error(transparent)]
-    Text(#[from] TextError),
-    /// Its chat template cannot be used.
-    #[error(transparent)]
-    Template(#[from] TemplateError),
-    /// More context is asked for than it was trained for.
-    #[error("max-context {asked} is more than the {most} tokens that the model was made for")]
-    Context {
-        /// The setting.
-        asked: u32,
-        /// The model's own limit.
-        most: u32,
-    },
-    /// It does not run on the device.
-    #[error(transparent)]
-    Driver(#[from] DriverError),
-    /// The host has no room for the engine's thread, or no randomness.
-    #[error("the host cannot start the engine: {0}")]
-    Host(String),
-    /// The device was lost as it was to produce a token.
-    #[error(transparent)]
-    Lost(#[from] Lost),
-    /// It did not produce a token.
-    #[error("the self-test failed: {0}")]
-    SelfTest(String),
-}
-
 /// `appliance serve`: until a signal ends it.
 ///
 /// # Errors
@@ -208,28 +154,31 @@ async fn run(settings: Arc<Resolved>) -> Result<(), Failure> {
     let listener =
         (TcpListener::bind(address).await).map_err(|why| Failure::Listen { address, why })?;
     let address = listener.local_addr()?;
-    let (model, name) = (settings.model.to_string(), name(&settings));
+    let model = settings.model.to_string();
     tracing::info!(%address, model, "listening; loading the model");
 
-    let metrics = Metrics::new(&name);
+    let metrics = Metrics::new();
     metrics.phase("loading");
     tokio::spawn(metrics.clone().keep_rendered());
     let (phase, view) = watch::channel(Phase::Loading("the model is being loaded".to_owned()));
-    let pulses: Arc<[_]> = (0..settings.replicas.get())
-        .map(|_| Arc::new(Pulse::new()))
-        .collect();
     let context = api::Context {
-        health: Health::with_pulses(view, Arc::clone(&pulses)),
+        health: Health::new(view),
         metrics: metrics.clone(),
-        settings: Arc::clone(&settings),
+        settings: Live::new((*settings).clone()),
     };
     let http = http::Server::start(listener, api::router(context), &settings, metrics.clone());
 
-    let ready = tokio::select! {
-        ready = ready(&settings, &name, &metrics, pulses) => ready,
+    let progress = {
+        let phase = phase.clone();
+        Progress::new(move |what| {
+            phase.send_replace(Phase::Loading(what.to_owned()));
+        })
+    };
+    let opened = tokio::select! {
+        opened = opening::open(&settings, &metrics, &progress) => opened,
         () = signals.next() => return Ok(()),
     };
-    let Ready { served, dispatch } = ready.map_err(|why| Failure::Model { model, why })?;
+    let Opened { served, dispatch } = opened.map_err(|why| Failure::Model { model, why })?;
     metrics.phase("ready");
     phase.send_replace(Phase::Ready(Arc::clone(&served)));
     announce(address, &served, start.elapsed());
@@ -255,12 +204,6 @@ async fn run(settings: Arc<Resolved>) -> Result<(), Failure> {
     }
 }
 
-/// The model's name in the API.
-fn name(settings: &Resolved) -> String {
-    let name = settings.served_model_name.clone();
-    name.unwrap_or_else(|| settings.model.name())
-}
-
 fn announce(address: SocketAddr, served: &Served, took: Duration) {
     let seconds = took.as_secs_f64();
     tracing::info!(%address, model = served.name, seconds, "ready");
@@ -268,211 +211,4 @@ fn announce(address: SocketAddr, served: &Served, took: Duration) {
         "try: curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \
          -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}}],\"stream\":true}}'"
     );
-}
-
-/// A model that has produced a token, and the engines it runs on.
-struct Ready {
-    served: Arc<Served>,
-    dispatch: Dispatch,
-}
-
-/// Loads the model off the event loop and has it produce a token.
-async fn ready(
-    settings: &Arc<Resolved>,
-    name: &str,
-    metrics: &Metrics,
-    pulses: Arc<[Arc<Pulse>]>,
-) -> Result<Ready, LoadError> {
-    let loading = {
-        let (settings, name) = (Arc::clone(settings), name.to_owned());
-        let metrics = metrics.clone();
-        tokio::task::spawn_blocking(move || load(&settings, name, &metrics, &pulses))
-    };
-    let loaded = loading.await;
-    let (ready, profile) = loaded.map_err(|error| LoadError::Host(error.to_string()))??;
-    if let Err(why) = self_test(&ready.served).await {
-        let ended = tokio::time::timeout(LAST_WORDS, ready.dispatch.ended()).await;
-        return Err(match ended {
-            Ok(Err(lost)) => lost.into(),
-            Ok(Ok(())) | Err(_) => why,
-        });
-    }
-    metrics.serve(
-        ready.served.context,
-        &profile,
-        settings.replicas.get() as usize,
-    );
-    Ok(ready)
-}
-
-/// From the model's source to engines that turn.
-fn load(
-    settings: &Resolved,
-    name: String,
-    metrics: &Metrics,
-    pulses: &[Arc<Pulse>],
-) -> Result<(Ready, Profile), LoadError> {
-    let driver = drivers::find(settings.backend)?;
-    if let Some(reader) = driver.gauges() {
-        let kept = device_metrics::keep(reader, metrics.clone());
-        kept.map_err(|error| LoadError::Host(error.to_string()))?;
-    }
-    let dir = settings.model.local(&hub(settings))?;
-    let decoder = Decoder::open(&dir)?;
-    let defaults = GenerationDefaults::open(&dir)?;
-    let tokenizer = Tokenizer::open(&dir)?;
-    let template = Template::open(&dir)?;
-    let weights = Weights::open(&dir, &decoder)?;
-    let demand = demand(settings, &decoder)?;
-    let devices = driver.open(&Load {
-        precision: settings.dtype,
-        replicas: settings.replicas.get(),
-        artifacts: settings.artifacts.as_deref(),
-        patience: settings.device_timeout,
-        source: &settings.model.to_string(),
-        decoder: &decoder,
-        weights: &weights,
-        demand: &demand,
-    })?;
-    let Some(profile) = devices.first().map(|device| device.profile().clone()) else {
-        return Err(LoadError::Host("no device was opened".to_owned()));
-    };
-    let limits = limits(settings, &demand, &profile);
-    let context = limits.context;
-    let mut secret = [0; 16];
-    getrandom::fill(&mut secret).map_err(|error| LoadError::Host(error.to_string()))?;
-    let replicas = devices.into_iter().zip(pulses).enumerate();
-    let engines = replicas.map(|(replica, (device, pulse))| {
-        let (metrics, pulse) = (metrics.of_replica(replica), Arc::clone(pulse));
-        engine_thread::start(device, limits.clone(), secret, metrics, pulse)
-    });
-    let mailboxes = engines.collect::<Result<_, _>>();
-    let dispatch = Dispatch::new(mailboxes.map_err(|error| LoadError::Host(error.to_string()))?);
-    let mut eos: Vec<TokenId> = defaults.eos.iter().copied().map(TokenId).collect();
-    eos.sort_unstable();
-    eos.dedup();
-    let generator = Generator::new(
-        dispatch.clone(),
-        tokenizer.clone(),
-        eos.clone().into(),
-        settings.request_timeout,
-    );
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
-    let served = Served {
-        name,
-        created: since_epoch.unwrap_or_default().as_secs(),
-        context,
-        vocabulary: profile.vocabulary,
-        candidates: profile.candidates,
-        eos,
-        defaults,
-        tokenizer,
-        template,
-        generator,
-    };
-    let served = Arc::new(served);
-    Ok((Ready { served, dispatch }, profile))
-}
-
-fn hub(settings: &Resolved) -> Hub {
-    Hub::new(
-        settings.hub_endpoint.clone(),
-        settings.hub_token.clone(),
-        settings.cache_dir.clone(),
-    )
-}
-
-/// What the settings want of a device for this model.
-fn demand(settings: &Resolved, decoder: &Decoder) -> Result<Demand, LoadError> {
-    let most = decoder.context;
-    let asked = settings.max_context.map_or(most, |context| context.get());
-    if asked > most {
-        return Err(LoadError::Context { asked, most });
-    }
-    Ok(Demand {
-        context: asked,
-        rows: settings.max_running.get(),
-        step_tokens: settings.step_tokens.get(),
-        kv_tokens: settings.kv_tokens,
-        cores: settings.cores.map(|cores| cores.get()),
-    })
-}
-
-/// What the engine takes on, on a device with this profile.
-fn limits(settings: &Resolved, demand: &Demand, profile: &Profile) -> Limits {
-    let held = u64::from(profile.pages) * u64::from(profile.page_tokens);
-    let held = u32::try_from(held).unwrap_or(u32::MAX);
-    Limits {
-        queued_requests: settings.max_queue,
-        queued_tokens: settings.max_queue_tokens,
-        running: demand.rows,
-        context: demand.context.min(profile.context.most()).min(held),
-        step_tokens: demand.step_tokens,
-        step_time: settings.step_time,
-    }
-}
-
-/// One token through the real path: what a client would be told is what is tested.
-async fn self_test(served: &Served) -> Result<(), LoadError> {
-    let failed = |why: String| LoadError::SelfTest(why);
-    let prompt = served.tokenizer.encode("Hello", true)?;
-    let prompt = match prompt.is_empty() {
-        true => vec![TokenId(0)],
-        false => prompt,
-    };
-    let answered = async {
-        let mut generation = (served.generator.start(greeting(prompt)).await)
-            .map_err(|refusal: Refusal| failed(refusal.to_string()))?;
-        let mut tokens = 0;
-        while let Some(piece) = generation.next().await {
-            match piece {
-                Piece::Token { .. } => tokens += 1,
-                Piece::Finished {
-                    reason: Reason::Failed(why),
-                    ..
-                } => return Err(failed(why)),
-                _ => {}
-            }
-        }
-        match tokens {
-            0 => Err(failed("the model produced no token".to_owned())),
-            _ => Ok(()),
-        }
-    };
-    let answered = tokio::time::timeout(SELF_TEST, answered).await;
-    answered.map_err(|_| failed(format!("no token within {} s", SELF_TEST.as_secs())))?
-}
-
-/// Asks for one token after `prompt`, the most likely.
-fn greeting(prompt: Vec<TokenId>) -> Ask {
-    Ask {
-        arrived: Instant::now(),
-        request: Request {
-            prompt: prompt.into(),
-            choices: 1,
-            sampling: Sampling {
-                temperature: 0.0,
-                top_k: None,
-                top_p: 1.0,
-                min_p: 0.0,
-                penalties: Penalties::NONE,
-                bias: Arc::default(),
-                seed: 0,
-            },
-            stop: Stop {
-                tokens: Arc::default(),
-                min_tokens: 0,
-                max_tokens: 1,
-            },
-            logprobs: None,
-            prompt_logprobs: None,
-            constraint: Constraint::Free,
-            priority: 0,
-            deadline: None,
-            cache_salt: 0,
-        },
-        stops: Vec::new(),
-        include_stop: false,
-        skip_special: true,
-    }
 }

@@ -34,11 +34,15 @@ pub struct Gauge {
 /// Reads a device's numbers, all of them, as they are now.
 pub type Reader = Box<dyn FnMut() -> Vec<Gauge> + Send>;
 
-/// Reads the numbers and hands them to `metrics`, for as long as the process lives.
+/// Reads the numbers and hands them to `metrics`, for as long as the process lives. Once is enough: later
+/// calls do nothing.
 ///
 /// # Errors
 /// The system has no thread for it.
 pub(crate) fn keep(mut read: Reader, metrics: Metrics) -> io::Result<()> {
+    if metrics.is_device_read() {
+        return Ok(());
+    }
     let thread = thread::Builder::new().name("device-metrics".to_owned());
     thread.spawn(move || {
         loop {

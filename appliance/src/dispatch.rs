@@ -25,11 +25,36 @@ const REMEMBERED: usize = 1 << 16;
 /// step for as long as it lasts.
 const ANSWER: u64 = 64;
 
-/// The replicas of a model. Cloning shares them.
+/// The replicas of a model. Cloning shares them; they end when the last who could use them has gone.
 #[derive(Clone, Debug)]
 pub(crate) struct Dispatch {
-    replicas: Arc<[Replica]>,
+    replicas: Arc<Replicas>,
     prefixes: Arc<Mutex<Prefixes>>,
+}
+
+/// Engines that end when this is dropped.
+#[derive(Debug)]
+struct Replicas(Box<[Replica]>);
+
+impl Drop for Replicas {
+    fn drop(&mut self) {
+        for Replica { mailbox, .. } in &self.0 {
+            mailbox.end("nobody uses the model any more");
+        }
+    }
+}
+
+/// Tells when the engines have ended and let go of their devices. Keeps nothing alive.
+#[derive(Debug)]
+pub(crate) struct Freed(Vec<Mailbox>);
+
+impl Freed {
+    /// Waits for it.
+    pub(crate) async fn wait(&self) {
+        for mailbox in &self.0 {
+            mailbox.freed().await;
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -39,14 +64,21 @@ struct Replica {
     ahead: Arc<AtomicU64>,
 }
 
-/// What a request in flight weighs on its replica. Dropping it takes the weight off.
+/// A request in flight: what it weighs on its replica, and its hold on all of them.
 #[derive(Debug)]
 pub(crate) struct Share {
+    _weight: Weight,
+    _replicas: Arc<Replicas>,
+}
+
+/// What a request weighs on its replica. Dropping it takes the weight off.
+#[derive(Debug)]
+struct Weight {
     ahead: Arc<AtomicU64>,
     weight: u64,
 }
 
-impl Share {
+impl Weight {
     fn new(ahead: &Arc<AtomicU64>, weight: u64) -> Self {
         ahead.fetch_add(weight, Ordering::Relaxed);
         Self {
@@ -56,7 +88,7 @@ impl Share {
     }
 }
 
-impl Drop for Share {
+impl Drop for Weight {
     fn drop(&mut self) {
         self.ahead.fetch_sub(self.weight, Ordering::Relaxed);
     }
@@ -70,7 +102,7 @@ impl Dispatch {
             ahead: Arc::default(),
         };
         Self {
-            replicas: mailboxes.into_iter().map(replica).collect(),
+            replicas: Arc::new(Replicas(mailboxes.into_iter().map(replica).collect())),
             prefixes: Arc::new(Mutex::new(Prefixes::new())),
         }
     }
@@ -83,19 +115,23 @@ impl Dispatch {
         arrived: Instant,
         timeout: Duration,
     ) -> Result<(Flight, Share), Refusal> {
-        if let [replica] = &*self.replicas {
+        let share = |weight| Share {
+            _weight: weight,
+            _replicas: Arc::clone(&self.replicas),
+        };
+        if let [replica] = &*self.replicas.0 {
             let flight = replica.mailbox.admit(request, arrived, timeout).await?;
-            return Ok((flight, Share::new(&replica.ahead, 0)));
+            return Ok((flight, share(Weight::new(&replica.ahead, 0))));
         }
         let (blocks, plan) = self.plan(&request);
         let mut refusal = Refusal::Draining;
         for Choice { replica, weight } in plan {
-            let Replica { mailbox, ahead } = &self.replicas[replica];
-            let share = Share::new(ahead, weight);
+            let Replica { mailbox, ahead } = &self.replicas.0[replica];
+            let weight = Weight::new(ahead, weight);
             match mailbox.admit(request.clone(), arrived, timeout).await {
                 Ok(flight) => {
                     self.prefixes().remember(&blocks, replica);
-                    return Ok((flight, share));
+                    return Ok((flight, share(weight)));
                 }
                 Err(full) if is_full(&full) => refusal = full,
                 Err(other) => return Err(other),
@@ -110,7 +146,7 @@ impl Dispatch {
         let blocks = prefixes.blocks(&request.prompt, request.cache_salt);
         let prompt = request.prompt.len() as u64;
         let answers = ANSWER * u64::from(request.choices);
-        let mut choices: Vec<_> = (self.replicas.iter().enumerate())
+        let mut choices: Vec<_> = (self.replicas.0.iter().enumerate())
             .map(|(replica, Replica { ahead, .. })| {
                 let cached = (prefixes.found(&blocks, replica) * BLOCK) as u64;
                 let weight = prompt.saturating_sub(cached) + answers;
@@ -127,14 +163,25 @@ impl Dispatch {
 
     /// Ends every request of every replica with `why`, and then the replicas.
     pub(crate) fn end(&self, why: &str) {
-        for Replica { mailbox, .. } in &*self.replicas {
+        for Replica { mailbox, .. } in &self.replicas.0 {
             mailbox.end(why);
         }
     }
 
+    /// Tells when they have ended and let go of their devices.
+    pub(crate) fn freed(&self) -> Freed {
+        let mailboxes = self.replicas.0.iter();
+        Freed(
+            mailboxes
+                .map(|Replica { mailbox, .. }| mailbox.clone())
+                .collect(),
+        )
+    }
+
     /// Waits until a replica has lost its device, or all have ended as they were told to.
     pub(crate) async fn ended(&self) -> Result<(), Lost> {
-        let ended = (self.replicas.iter()).map(|Replica { mailbox, .. }| Box::pin(mailbox.ended()));
+        let ended =
+            (self.replicas.0.iter()).map(|Replica { mailbox, .. }| Box::pin(mailbox.ended()));
         futures_util::future::try_join_all(ended).await.map(drop)
     }
 
@@ -241,8 +288,8 @@ mod tests {
     #[test]
     fn a_share_weighs_for_as_long_as_it_lives() {
         let ahead = Arc::default();
-        let one = Share::new(&ahead, 10);
-        let other = Share::new(&ahead, 5);
+        let one = Weight::new(&ahead, 10);
+        let other = Weight::new(&ahead, 5);
         drop(one);
         assert_eq!(ahead.load(Ordering::Relaxed), 5);
         drop(other);

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::generation::Refusal;
 use crate::health::Pulse;
-use crate::metrics::{ChoiceTimes, Ended, Metrics};
+use crate::metrics::{ChoiceTimes, Ended, ModelMetrics};
 
 /// Requests that may wait for the thread to look at them; further callers wait in turn.
 const MAILBOX: usize = 256;
@@ -41,7 +41,7 @@ pub(crate) fn start<B: Backend + 'static>(
     backend: B,
     limits: Limits,
     secret: [u8; 16],
-    metrics: Metrics,
+    metrics: ModelMetrics,
     pulse: Arc<Pulse>,
 ) -> std::io::Result<Mailbox> {
     let (letters, inbox) = mpsc::channel(MAILBOX);
@@ -107,7 +107,9 @@ struct Shared {
     urgent: Mutex<Vec<Urgent>>,
     /// How the thread ended.
     ended: OnceLock<Result<(), Lost>>,
-    /// Told when it has.
+    /// Whether it has let go of the device too.
+    freed: AtomicBool,
+    /// Told when either has come about.
     over: tokio::sync::Notify,
 }
 
@@ -163,6 +165,17 @@ impl Mailbox {
             let over = self.shared.over.notified();
             if let Some(ended) = self.shared.ended.get() {
                 return ended.clone();
+            }
+            over.await;
+        }
+    }
+
+    /// Waits until the thread has ended and let go of its device: what the model took is free.
+    pub(crate) async fn freed(&self) {
+        loop {
+            let over = self.shared.over.notified();
+            if self.shared.freed.load(Ordering::Acquire) {
+                return;
             }
             over.await;
         }
@@ -273,7 +286,7 @@ struct Worker<B: Backend> {
     lines: HashMap<RequestId, Line>,
     out: Vec<Delivery>,
     reported: Stats,
-    metrics: Metrics,
+    metrics: ModelMetrics,
     pulse: Arc<Pulse>,
 }
 
@@ -293,6 +306,7 @@ impl<B: Backend> Worker<B> {
         debug_assert!(unset.is_ok(), "only the thread says how it ended");
         // Only now do senders find the mailbox closed, and then they find out why.
         drop(self);
+        shared.freed.store(true, Ordering::Release);
         shared.over.notify_waiters();
     }
 

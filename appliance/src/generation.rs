@@ -381,7 +381,7 @@ mod tests {
             step_tokens: 64,
             step_time: Duration::from_secs(1),
         };
-        let (metrics, pulse) = (Metrics::new("alphabet"), Arc::new(Pulse::new()));
+        let (metrics, pulse) = (Metrics::new().of_model(), Arc::new(Pulse::new()));
         let device = Alphabet::new(breaks);
         let mailbox = engine_thread::start(device, limits, [0; 16], metrics, pulse).unwrap();
         let dispatch = Dispatch::new(vec![mailbox]);

@@ -27,34 +27,39 @@ pub enum Phase {
 
 /// The phase, written by the server's life and read by whoever answers.
 #[derive(Clone, Debug)]
-pub struct Health {
-    phase: watch::Receiver<Phase>,
-    pulses: Arc<[Arc<Pulse>]>,
-}
+pub struct Health(watch::Receiver<Phase>);
 
 impl Health {
-    /// A view on the phase, of a server without an engine.
+    /// A view on the phase.
     pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        Self::with_pulses(phase, Arc::default())
-    }
-
-    /// A view on the phase and on the progress of each engine.
-    pub fn with_pulses(phase: watch::Receiver<Phase>, pulses: Arc<[Arc<Pulse>]>) -> Self {
-        Self { phase, pulses }
+        Self(phase)
     }
 
     /// The phase now.
     pub fn phase(&self) -> Phase {
-        self.phase.borrow().clone()
+        self.0.borrow().clone()
+    }
+
+    /// Waits until the phase has changed; false if it never will again.
+    pub async fn changed(&mut self) -> bool {
+        self.0.changed().await.is_ok()
     }
 
     /// Whether the process makes progress: false when an engine has work in flight and no step of it has
     /// landed for [`FROZEN`], and when a device is lost.
     pub fn live(&self) -> bool {
-        let silences = self.pulses.iter().filter_map(|pulse| pulse.silence());
-        let frozen = silences.max().is_some_and(|silence| silence >= FROZEN);
-        !frozen && !matches!(*self.phase.borrow(), Phase::Failed(_))
+        match &*self.0.borrow() {
+            Phase::Loading(_) | Phase::Draining(None) => true,
+            Phase::Ready(served) | Phase::Draining(Some(served)) => live(&served.pulses),
+            Phase::Failed(_) => false,
+        }
     }
+}
+
+/// Whether each engine rests or has beaten within [`FROZEN`].
+fn live(pulses: &[Arc<Pulse>]) -> bool {
+    let silences = pulses.iter().filter_map(|pulse| pulse.silence());
+    silences.max().is_none_or(|silence| silence < FROZEN)
 }
 
 /// When the engine last made progress. Written by its thread, read by anybody.
@@ -116,9 +121,8 @@ mod tests {
     }
 
     fn check(pulse: Pulse, live: bool) {
-        let (_sender, phase) = watch::channel(Phase::Draining(None));
         let pulses = [Pulse::new(), pulse].map(Arc::new);
-        assert_eq!(Health::with_pulses(phase, pulses.into()).live(), live);
+        assert_eq!(super::live(&pulses), live);
     }
 
     #[test]

@@ -48,8 +48,6 @@ const HTTP: &[f64] = &[0.1, 0.5, 1.0];
 #[derive(Clone, Debug)]
 pub struct Metrics {
     shared: Arc<Shared>,
-    /// Which replica writes through this.
-    replica: usize,
 }
 
 #[derive(Debug)]
@@ -60,14 +58,26 @@ struct Shared {
     http: Http,
     /// The numbers of the device itself, already rendered.
     device: Mutex<Vec<u8>>,
-    /// Made once the model is ready: what its self-test does is not measured.
-    model: OnceLock<Model>,
+    /// Whether somebody reads them.
+    device_is_read: AtomicBool,
+    /// The model that is served, and its own registry.
+    model: RwLock<Option<Arc<Model>>>,
+}
+
+/// The metrics of one model, for one of its replicas to write. Cloning shares them.
+#[derive(Clone, Debug)]
+pub struct ModelMetrics {
+    server: Metrics,
+    /// Made once the model has passed its self-test, which is not measured.
+    model: Arc<OnceLock<Arc<Model>>>,
+    /// Which replica writes through this.
+    replica: usize,
 }
 
 impl Metrics {
-    /// The metrics of a server of the model `name`.
-    pub fn new(name: &str) -> Self {
-        let makers = Makers::new(name);
+    /// The metrics of a server that serves no model yet.
+    pub fn new() -> Self {
+        let makers = Makers::new(&[]);
         let http = Http::new(&makers);
         let metrics = Self {
             shared: Arc::new(Shared {
@@ -76,9 +86,9 @@ impl Metrics {
                 changed: AtomicBool::new(true),
                 http,
                 device: Mutex::default(),
-                model: OnceLock::new(),
+                device_is_read: AtomicBool::new(false),
+                model: RwLock::default(),
             }),
-            replica: 0,
         };
         metrics.refresh();
         metrics
@@ -106,7 +116,11 @@ impl Metrics {
             return;
         }
         let mut text = Vec::new();
-        let encoded = TextEncoder::new().encode(&self.shared.makers.registry.gather(), &mut text);
+        let mut families = self.shared.makers.registry.gather();
+        if let Some(model) = self.model() {
+            families.extend(model.makers.registry.gather());
+        }
+        let encoded = TextEncoder::new().encode(&families, &mut text);
         match encoded {
             Ok(()) => {
                 let device = self.shared.device.lock();
@@ -119,15 +133,18 @@ impl Metrics {
         }
     }
 
-    /// From now on the model is measured: it takes sequences of `context` tokens on `replicas`
-    /// devices with this profile.
-    pub(crate) fn serve(&self, context: u32, profile: &Profile, replicas: usize) {
-        self.shared
-            .model
-            .get_or_init(|| Model::new(&self.shared.makers, context, profile, replicas));
-        self.change();
-        // Whoever sees that the server is ready finds them.
-        self.refresh();
+    /// What a model that is being opened will be measured by.
+    pub(crate) fn of_model(&self) -> ModelMetrics {
+        ModelMetrics {
+            server: self.clone(),
+            model: Arc::default(),
+            replica: 0,
+        }
+    }
+
+    /// Whether somebody reads the device's numbers already; from now on somebody does.
+    pub(crate) fn is_device_read(&self) -> bool {
+        self.shared.device_is_read.swap(true, Ordering::Relaxed)
     }
 
     /// The numbers of the device itself are these now, in the exposition's text.
@@ -163,6 +180,18 @@ impl Metrics {
         self.change();
     }
 
+    /// The model that is served.
+    fn model(&self) -> Option<Arc<Model>> {
+        let model = self.shared.model.read();
+        model.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn change(&self) {
+        self.shared.changed.store(true, Ordering::Relaxed);
+    }
+}
+
+impl ModelMetrics {
     /// The engine took a request on, or not.
     pub(crate) fn refused(&self, refused: &Refused) {
         if let Some(model) = self.model() {
@@ -181,6 +210,18 @@ impl Metrics {
             replica,
             ..self.clone()
         }
+    }
+
+    /// From now on the model `name` is measured, in the place of whichever was before: it takes
+    /// sequences of `context` tokens on `replicas` devices with this profile.
+    pub(crate) fn serve(&self, name: &str, context: u32, profile: &Profile, replicas: usize) {
+        let model = Arc::new(Model::new(name, context, profile, replicas));
+        let model = self.model.get_or_init(|| model);
+        let served = self.server.shared.model.write();
+        *served.unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(model));
+        self.server.change();
+        // Whoever sees that the server is ready finds them.
+        self.server.refresh();
     }
 
     /// The engine of this replica stood like `before` and stands like `now`.
@@ -251,12 +292,14 @@ impl Metrics {
 
     /// The model's metrics, which are about to change.
     fn model(&self) -> Option<&Model> {
-        self.change();
-        self.shared.model.get()
+        self.server.change();
+        self.model.get().map(|model| &**model)
     }
+}
 
-    fn change(&self) {
-        self.shared.changed.store(true, Ordering::Relaxed);
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
@@ -348,6 +391,7 @@ impl Http {
 /// What the model is measured by.
 #[derive(Debug)]
 struct Model {
+    makers: Makers,
     state: State,
     counts: Counts,
     times: Times,
@@ -565,13 +609,15 @@ impl Sizes {
 }
 
 impl Model {
-    fn new(makers: &Makers, context: u32, profile: &Profile, replicas: usize) -> Self {
+    fn new(name: &str, context: u32, profile: &Profile, replicas: usize) -> Self {
+        let makers = Makers::new(&[("model_name", name), ("engine", "0")]);
         makers.constants(profile);
         Self {
-            state: State::new(makers, profile.pages, replicas),
-            counts: Counts::new(makers),
-            times: Times::new(makers),
-            sizes: Sizes::new(makers, context),
+            state: State::new(&makers, profile.pages, replicas),
+            counts: Counts::new(&makers),
+            times: Times::new(&makers),
+            sizes: Sizes::new(&makers, context),
+            makers,
         }
     }
 
@@ -670,7 +716,7 @@ fn one_two_five(most: u32) -> Vec<f64> {
         .collect()
 }
 
-/// Makes metrics that say which model they are about, and registers each once.
+/// Makes metrics with the same labels, such as the model they are about, and registers each once.
 #[derive(Debug)]
 struct Makers {
     registry: Registry,
@@ -678,13 +724,11 @@ struct Makers {
 }
 
 impl Makers {
-    fn new(model: &str) -> Self {
-        let labels = [("model_name", model), ("engine", "0")];
+    fn new(labels: &[(&str, &str)]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         Self {
             registry: Registry::new(),
-            labels: labels
-                .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                .into(),
+            labels: labels.iter().map(owned).collect(),
         }
     }
 
@@ -753,8 +797,8 @@ impl Makers {
 mod tests {
     use super::*;
 
-    fn metrics() -> Metrics {
-        let metrics = Metrics::new("tiny");
+    fn metrics() -> ModelMetrics {
+        let metrics = Metrics::new().of_model();
         let profile = Profile {
             prefill: engine::Axis::UpTo(64),
             decode: engine::Axis::UpTo(8),
@@ -766,14 +810,14 @@ mod tests {
             candidates: 32,
             depth: 1,
         };
-        metrics.serve(100, &profile, 1);
+        metrics.serve("tiny", 100, &profile, 1);
         metrics
     }
 
     #[track_caller]
-    fn check(metrics: &Metrics, line: &str) {
-        metrics.refresh();
-        let text = String::from_utf8(metrics.render().to_vec()).unwrap();
+    fn check(metrics: &ModelMetrics, line: &str) {
+        metrics.server.refresh();
+        let text = String::from_utf8(metrics.server.render().to_vec()).unwrap();
         let text = text.replace(r#"engine="0","#, "");
         assert!(
             text.lines().any(|other| other == line),

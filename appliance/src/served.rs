@@ -1,9 +1,12 @@
 //! A model that is being served: everything a request needs to know of it.
 
+use std::sync::Arc;
+
 use engine::TokenId;
 use model::GenerationDefaults;
 
 use crate::generation::Generator;
+use crate::health::Pulse;
 use crate::text::{Template, Tokenizer};
 
 /// A model that is being served. Made once it is loaded, shared by all requests.
@@ -29,4 +32,6 @@ pub struct Served {
     pub template: Template,
     /// Ids to answers.
     pub generator: Generator,
+    /// When each of its engines last made progress.
+    pub pulses: Box<[Arc<Pulse>]>,
 }

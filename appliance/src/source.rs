@@ -79,7 +79,7 @@ impl FromStr for Source {
         let Some(rest) = text.strip_prefix("hf://") else {
             return Ok(Self::Directory(text.into()));
         };
-        let (repository, revision) = rest.split_once('@').unwrap_or((rest, "main"));
+        let (repository, revision) = rest.split_once('@').unwrap_or((rest, HubModel::MAIN));
         let parts: Vec<&str> = repository.split('/').collect();
         if parts.len() != 2 || !parts.iter().all(|part| is_name(part)) {
             return Err(wrong("a hub's models are called hf://ORGANISATION/NAME"));

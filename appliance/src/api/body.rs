@@ -56,7 +56,7 @@ impl FromRequest<Arc<Api>> for Asked {
         if !is_json(headers) {
             return Err(ApiError::not_json());
         }
-        let limit = api.context.settings.body_limit.0;
+        let limit = api.context.settings.now().body_limit.0;
         let said = text(headers, header::CONTENT_LENGTH).and_then(|said| said.parse().ok());
         if said.is_some_and(|said: u64| said > limit) {
             return Err(ApiError::too_large(limit));

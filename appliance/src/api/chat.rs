@@ -100,7 +100,7 @@ impl Chat {
         let params = Params::parse(&mut fields)?;
         let chat = ChatFields::take(&mut fields)?;
         let logprobs = chat.logprobs()?;
-        let trust = api.context.settings.trust_request_chat_template;
+        let trust = api.context.settings.now().trust_request_chat_template;
         let conversation = Conversation::parse(&mut fields, None, trust)?;
         super::check_model(params.model.as_deref(), served)?;
         let text = conversation.render(served)?;

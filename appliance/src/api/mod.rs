@@ -34,7 +34,7 @@ use tokio::sync::Semaphore;
 use self::error::ApiError;
 use self::params::Facts;
 use self::run::Run;
-use crate::config::Resolved;
+use crate::config::Live;
 use crate::generation::Ask;
 use crate::health::{Health, Phase};
 use crate::metrics::Metrics;
@@ -48,7 +48,7 @@ pub struct Context {
     /// What is counted.
     pub metrics: Metrics,
     /// The settings.
-    pub settings: Arc<Resolved>,
+    pub settings: Live,
 }
 
 /// All routes.
@@ -86,7 +86,7 @@ struct Api {
 impl Api {
     fn new(context: Context) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let bodies = context.settings.body_limit.0.saturating_mul(BODIES);
+        let bodies = context.settings.now().body_limit.0.saturating_mul(BODIES);
         let bodies = usize::try_from(bodies).unwrap_or(usize::MAX);
         Self {
             context,
@@ -139,7 +139,7 @@ impl Api {
 
     /// Has `asks` admitted. `prompt` is the field that holds the prompt.
     async fn start(&self, served: &Served, asks: Vec<Ask>, prompt: &str) -> Result<Run, ApiError> {
-        let shed = StatusCode::from_u16(self.context.settings.shed_status.code())
+        let shed = StatusCode::from_u16(self.context.settings.now().shed_status.code())
             .unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         let refused = |refusal| ApiError::from_refusal(refusal, shed, prompt);
         Run::start(&served.generator, asks, refused).await

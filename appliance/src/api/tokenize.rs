@@ -61,7 +61,7 @@ pub(super) async fn tokenize(
     State(api): State<Arc<Api>>,
     Asked { served, body }: Asked,
 ) -> Result<Json<Tokens>, ApiError> {
-    let trust = api.context.settings.trust_request_chat_template;
+    let trust = api.context.settings.now().trust_request_chat_template;
     api.text_work(move || Ok(Json(Tokens::parse(&body, &served, trust)?)))
         .await
 }

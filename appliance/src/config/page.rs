@@ -11,15 +11,23 @@ Each setting has one name in every place. `max-queue` is
 
 1. the flag `--max-queue 64`, else
 2. the environment variable `APPLIANCE_MAX_QUEUE=64`, else
-3. the line `max-queue = 64` in `/etc/appliance/appliance.toml`, or in the file that `--config FILE` or
+3. the parameter `<prefix>/max-queue` of the SSM parameter store, on an instance of EC2: see
+   [aws.md](aws.md), else
+4. the line `max-queue = 64` of the instance's user data, if that is TOML, else
+5. the line `max-queue = 64` in `/etc/appliance/appliance.toml`, or in the file that `--config FILE` or
    `APPLIANCE_CONFIG` names, else
-4. its default.
+6. its default.
 
 The first place that has it wins. `appliance serve --print-config` shows what came out and from where, without secrets. A key
 of the file that is no setting ends the start; a variable `APPLIANCE_..` that is none is warned of.
 
-| Setting | Default | Values | What it does |
-|---|---|---|---|
+A change of the file, of which `POST /admin/reload` or SIGHUP tells, or of a parameter, which is noticed by
+itself, does what the third column says: *live* holds from then on; *model* opens the model anew and puts
+it in the place of the one that serves, without losing a request; *start* is read once, as the process
+starts, and cannot be a parameter.
+
+| Setting | Default | A change | Values | What it does |
+|---|---|---|---|---|
 ";
 
 /// The page that lists all settings.
@@ -40,8 +48,9 @@ fn row(setting: &Setting) -> String {
         .map(|name| format!(" Also `{name}`."))
         .collect();
     let row = format!(
-        "| `{}` | {default} | {} | {}{also} |\n",
+        "| `{}` | {default} | {} | {} | {}{also} |\n",
         setting.name,
+        setting.scope.name(),
         setting.form.allowed.replace('|', "\\|"),
         setting.help.trim(),
     );

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::resolved::{SETTINGS, Setting};
+use super::resolved::{SETTINGS, Scope, Setting};
 use super::sources::Layer;
 use super::value::Value;
 
@@ -28,10 +28,21 @@ pub enum ConfigError {
         /// Its environment variable.
         variable: String,
     },
-    /// The configuration file has a key that is no setting.
+    /// The parameter store has a setting that must be known before it can be read.
+    #[error(
+        "{path}: {name} is read as the server starts, before the parameter store: set it by flag, variable, \
+         user data or file, and delete the parameter"
+    )]
+    Early {
+        /// The parameter.
+        path: String,
+        /// The setting.
+        name: &'static str,
+    },
+    /// A configuration file, the user data or the parameter store has a key that is no setting.
     #[error("{file}: there is no setting {key:?}; did you mean {nearest:?}?")]
     UnknownKey {
-        /// The file.
+        /// The file, or what stands for it.
         file: String,
         /// The key.
         key: String,
@@ -58,6 +69,10 @@ pub enum Origin {
     Flag,
     /// This environment variable.
     Environment(String),
+    /// This parameter of the parameter store.
+    Parameter(String),
+    /// A key of the instance's user data.
+    UserData,
     /// A key of this file.
     File(PathBuf),
     /// The table of settings.
@@ -69,6 +84,8 @@ impl fmt::Display for Origin {
         match self {
             Self::Flag => write!(f, "flag"),
             Self::Environment(variable) => write!(f, "environment {variable}"),
+            Self::Parameter(path) => write!(f, "parameter {path}"),
+            Self::UserData => write!(f, "user data"),
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Default => write!(f, "default"),
         }
@@ -83,7 +100,7 @@ pub struct Raw {
 
 impl Raw {
     /// Takes each setting from the first of `layers` that has it, else its default.
-    pub fn new(layers: &[Layer]) -> Self {
+    pub fn new(layers: &[&Layer]) -> Self {
         let value = |setting: &'static Setting| {
             let found = layers.iter().find_map(|layer| layer.value(setting.name));
             let (text, origin) = found.unwrap_or((setting.default.to_owned(), Origin::Default));
@@ -92,6 +109,13 @@ impl Raw {
         Self {
             values: SETTINGS.iter().map(value).collect(),
         }
+    }
+
+    /// The settings of `scope` whose texts differ from those of `other`.
+    pub fn changes(&self, other: &Self, scope: Scope) -> Vec<&'static str> {
+        let pairs = self.values.iter().zip(&other.values);
+        let changed = pairs.filter(|((setting, a, _), (_, b, _))| setting.scope == scope && a != b);
+        changed.map(|((setting, ..), _)| setting.name).collect()
     }
 
     /// The value of the setting `name`, as its type.

@@ -8,8 +8,11 @@ use std::time::Duration;
 use tracing::level_filters::LevelFilter;
 
 use super::raw::{ConfigError, Origin, Raw};
-use super::value::{Backend, ByteSize, Form, LogFormat, Precision, Secret, ShedStatus, Value as _};
-use crate::source::Source;
+use super::value::{
+    Backend, ByteSize, Cloud, Form, LogFormat, ParameterPath, Precision, Secret, ShedStatus,
+    Value as _,
+};
+use crate::source::{HubModel, Source};
 
 /// What the environment variables of settings begin with.
 pub(super) const PREFIX: &str = "APPLIANCE_";
@@ -27,6 +30,30 @@ pub struct Setting {
     pub form: Form,
     /// Other environment variables that are honoured, after its own.
     pub also: &'static [&'static str],
+    /// What a change of it means to a server that runs.
+    pub scope: Scope,
+}
+
+/// What a change of a setting means to a server that runs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Scope {
+    /// Nothing: it is read as the process starts. The parameter store cannot have it.
+    Start,
+    /// The model is opened anew and takes the place of the one that serves.
+    Model,
+    /// It holds from then on.
+    Live,
+}
+
+impl Scope {
+    /// In a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Model => "model",
+            Self::Live => "live",
+        }
+    }
 }
 
 impl Setting {
@@ -41,6 +68,8 @@ impl Setting {
         match origin {
             Origin::Flag => format!("--{}", self.name),
             Origin::Environment(variable) => variable.clone(),
+            Origin::Parameter(path) => path.clone(),
+            Origin::UserData => format!("{} in the user data", self.name),
             Origin::File(path) => format!("{} in {}", self.name, path.display()),
             Origin::Default => format!("the default of {}", self.name),
         }
@@ -56,7 +85,7 @@ impl Setting {
 macro_rules! settings {
     ($(
         $(#[doc = $help:literal])+
-        $field:ident: $type:ty, $name:literal = $default:literal $(, also $also:literal)?;
+        $scope:ident $field:ident: $type:ty, $name:literal = $default:literal $(, also $also:literal)?;
     )*) => {
         /// Every setting, in the order of the documentation.
         pub const SETTINGS: &[Setting] = &[$(Setting {
@@ -65,6 +94,7 @@ macro_rules! settings {
             help: concat!($($help),+),
             form: <$type>::FORM,
             also: &[$($also)?],
+            scope: Scope::$scope,
         }),*];
 
         /// The values of all settings, typed and valid. Where the type is an `Option`, `None` is `auto`.
@@ -83,67 +113,84 @@ macro_rules! settings {
 
 settings! {
     /// The address and port to listen on.
-    listen: SocketAddr, "listen" = "127.0.0.1:8000";
+    Start listen: SocketAddr, "listen" = "127.0.0.1:8000";
     /// The model to serve: a directory in the Hugging Face layout, or hf://ORGANISATION/NAME, followed by @REVISION if that is not main.
-    model: Source, "model" = "";
+    Model model: Source, "model" = "";
+    /// The branch, tag or commit of an hf:// model, if its source names none; auto is main.
+    Model revision: Option<String>, "revision" = "auto";
     /// The model's name in the API; auto is the last part of its source.
-    served_model_name: Option<String>, "served-model-name" = "auto";
+    Model served_model_name: Option<String>, "served-model-name" = "auto";
     /// The device to run on; auto takes the best that is there.
-    backend: Backend, "backend" = "auto";
+    Model backend: Backend, "backend" = "auto";
     /// How many copies of the model serve side by side, each on an equal part of the device and with a KV cache of its own.
-    replicas: NonZeroU32, "replicas" = "1";
+    Model replicas: NonZeroU32, "replicas" = "1";
     /// Where the neuron backend finds what appliance prepare compiled: a directory. Only that backend needs it.
-    artifacts: Option<PathBuf>, "artifacts" = "auto";
+    Model artifacts: Option<PathBuf>, "artifacts" = "auto";
     /// How long a step of the device may take before it counts as hung and the server ends: never less than ten times what steps take.
-    device_timeout: Duration, "device-timeout" = "30s";
+    Model device_timeout: Duration, "device-timeout" = "30s";
     /// The number format of the weights; auto is what suits the device. fp8 and int8 need a device that has them.
-    dtype: Precision, "dtype" = "auto";
+    Model dtype: Precision, "dtype" = "auto";
     /// The most tokens of a sequence, prompt and output together; auto is the model's own limit.
-    max_context: Option<NonZeroU32>, "max-context" = "auto";
+    Model max_context: Option<NonZeroU32>, "max-context" = "auto";
     /// The most continuations that run at once.
-    max_running: NonZeroU32, "max-running" = "64";
+    Model max_running: NonZeroU32, "max-running" = "64";
     /// The most requests that wait; more are refused with shed-status.
-    max_queue: u32, "max-queue" = "1024";
+    Model max_queue: u32, "max-queue" = "1024";
     /// The most prompt tokens that wait, all requests together; more are refused with shed-status.
-    max_queue_tokens: u64, "max-queue-tokens" = "1000000";
+    Model max_queue_tokens: u64, "max-queue-tokens" = "1000000";
     /// The most tokens of a step of the device, prefill and decode together.
-    step_tokens: NonZeroU32, "step-tokens" = "512";
+    Model step_tokens: NonZeroU32, "step-tokens" = "512";
     /// How long a step may take while streams wait for their next token: prompts are processed in chunks that fit.
-    step_time: Duration, "step-time" = "500ms";
+    Model step_time: Duration, "step-time" = "500ms";
     /// Tokens that the KV cache holds, all sequences together; auto is what memory allows.
-    kv_tokens: Option<u64>, "kv-tokens" = "auto";
+    Model kv_tokens: Option<u64>, "kv-tokens" = "auto";
     /// Processor cores that the cpu backend computes on; auto is all.
-    cores: Option<NonZeroU32>, "cores" = "auto";
+    Model cores: Option<NonZeroU32>, "cores" = "auto";
+    /// Whether this machine belongs to an AWS account whose services are used: auto finds out whether it is an EC2 instance.
+    Start cloud: Cloud, "cloud" = "auto";
+    /// The path in the SSM parameter store that holds settings, one parameter each; auto is the instance's tag appliance:ssm-prefix, else /appliance/default.
+    Start ssm_prefix: Option<ParameterPath>, "ssm-prefix" = "auto";
+    /// How often the parameter store is asked for changes, give or take a fifth.
+    Start ssm_interval: Duration, "ssm-interval" = "30s";
+    /// Where what must outlive a restart is kept, such as the last good settings; auto is what systemd gives, else $XDG_STATE_HOME/appliance, else ~/.local/state/appliance.
+    Start state_dir: Option<PathBuf>, "state-dir" = "auto";
+    /// The key for the places under /admin, as a bearer token; auto closes them.
+    Live admin_key: Option<Secret>, "admin-key" = "auto";
     /// How long running requests may go on after SIGTERM.
-    grace: Duration, "grace" = "120s";
+    Live grace: Duration, "grace" = "120s";
     /// How long a request may take from its arrival to its last token.
-    request_timeout: Duration, "request-timeout" = "10m";
+    Model request_timeout: Duration, "request-timeout" = "10m";
     /// How long a connection may stay without a byte from the client while it owes a request.
-    idle_timeout: Duration, "idle-timeout" = "75s";
+    Start idle_timeout: Duration, "idle-timeout" = "75s";
     /// The largest request body.
-    body_limit: ByteSize, "body-limit" = "32MiB";
+    Start body_limit: ByteSize, "body-limit" = "32MiB";
     /// The most open connections; more wait to be accepted.
-    max_connections: NonZeroU32, "max-connections" = "4096";
+    Start max_connections: NonZeroU32, "max-connections" = "4096";
     /// The HTTP status of requests refused because the server is too busy.
-    shed_status: ShedStatus, "shed-status" = "503";
+    Live shed_status: ShedStatus, "shed-status" = "503";
     /// The least important log lines that are written.
-    log_level: LevelFilter, "log-level" = "info";
+    Live log_level: LevelFilter, "log-level" = "info";
     /// How log lines look.
-    log_format: LogFormat, "log-format" = "human";
+    Start log_format: LogFormat, "log-format" = "human";
     /// Let a request bring its own chat template. Templates are programs: only for clients that you trust.
-    trust_request_chat_template: bool, "trust-request-chat-template" = "false";
+    Live trust_request_chat_template: bool, "trust-request-chat-template" = "false";
     /// Where fetched models are kept, in the layout of Hugging Face's own cache; auto is $HF_HOME/hub, else ~/.cache/huggingface/hub.
-    cache_dir: Option<PathBuf>, "cache-dir" = "auto", also "HF_HUB_CACHE";
+    Start cache_dir: Option<PathBuf>, "cache-dir" = "auto", also "HF_HUB_CACHE";
     /// The hub that hf:// names models of.
-    hub_endpoint: String, "hub-endpoint" = "https://huggingface.co", also "HF_ENDPOINT";
+    Live hub_endpoint: String, "hub-endpoint" = "https://huggingface.co", also "HF_ENDPOINT";
     /// The token that the hub asks for, for models that are not public.
-    hub_token: Option<Secret>, "hub-token" = "auto", also "HF_TOKEN";
+    Live hub_token: Option<Secret>, "hub-token" = "auto", also "HF_TOKEN";
 }
 
 impl Resolved {
     /// Parses all settings; the first that is not valid is the error.
     pub fn parse(raw: &Raw) -> Result<Self, ConfigError> {
-        let resolved = Self::read(raw)?;
+        let mut resolved = Self::read(raw)?;
+        if let (Source::Hub(model), Some(revision)) = (&mut resolved.model, &resolved.revision)
+            && model.revision == HubModel::MAIN
+        {
+            model.revision.clone_from(revision);
+        }
         if resolved.backend == Backend::Cpu {
             resolved.dtype.check_cpu()?;
         }

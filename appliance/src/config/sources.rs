@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, ArgAction, ArgMatches, Command, FromArgMatches};
 
 use super::raw::{ConfigError, Origin, Raw};
-use super::resolved::{PREFIX, Resolved, SETTINGS, Setting};
+use super::resolved::{PREFIX, Resolved, SETTINGS, Scope, Setting};
 use crate::hub::Hub;
 
 /// The configuration file that is read if it exists and no other is named.
@@ -75,8 +75,49 @@ impl Layer {
 
     /// What the TOML text of the file at `path` has.
     pub fn file(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let name = path.display().to_string();
+        Self::toml(&name, text, &Origin::File(path.to_owned()))
+    }
+
+    /// What an instance's user data has, if it is TOML: what cloud-init knows what to do with is not ours.
+    pub fn user_data(text: &str) -> Result<Self, ConfigError> {
+        let first = text.trim_start().lines().next().unwrap_or_default();
+        let mime = first.to_ascii_lowercase().starts_with("content-type:");
+        let mime = mime || first.to_ascii_lowercase().starts_with("mime-version:");
+        let of_cloud_init = ["#!", "#cloud-", "#include", "#part-handler", "## template:"];
+        if mime || of_cloud_init.iter().any(|mark| first.starts_with(mark)) {
+            return Ok(Self::default());
+        }
+        Self::toml("the user data", text, &Origin::UserData)
+    }
+
+    /// What the parameters under `prefix` have: `parameters` by what follows it. Those of `keys/` are
+    /// lines of the setting `keys`.
+    pub fn parameters(
+        prefix: &str,
+        parameters: &BTreeMap<String, String>,
+    ) -> Result<Self, ConfigError> {
+        let mut layer = Self::default();
+        for (key, value) in parameters {
+            let path = format!("{prefix}/{key}");
+            let setting = named(key).ok_or_else(|| ConfigError::UnknownKey {
+                file: prefix.to_owned(),
+                nearest: nearest(key),
+                key: key.clone(),
+            })?;
+            if setting.scope == Scope::Start {
+                let name = setting.name;
+                return Err(ConfigError::Early { path, name });
+            }
+            let value = (value.trim().to_owned(), Origin::Parameter(path));
+            layer.values.insert(setting.name, value);
+        }
+        Ok(layer)
+    }
+
+    fn toml(name: &str, text: &str, origin: &Origin) -> Result<Self, ConfigError> {
         let wrong = |why: String| ConfigError::File {
-            file: path.display().to_string(),
+            file: name.to_owned(),
             why,
         };
         let table: toml::Table = text
@@ -85,14 +126,13 @@ impl Layer {
         let mut layer = Self::default();
         for (key, value) in table {
             let setting = named(&key).ok_or_else(|| ConfigError::UnknownKey {
-                file: path.display().to_string(),
+                file: name.to_owned(),
                 nearest: nearest(&key),
                 key: key.clone(),
             })?;
             let text = scalar(value)
                 .ok_or_else(|| wrong(format!("{key} is not a text, a number, true or false")))?;
-            let origin = Origin::File(path.to_owned());
-            layer.values.insert(setting.name, (text, origin));
+            layer.values.insert(setting.name, (text, origin.clone()));
         }
         Ok(layer)
     }
@@ -144,16 +184,47 @@ pub struct Flags {
     pub print_config: bool,
 }
 
+/// The layers of settings, the strongest first.
+#[derive(Clone, Default, Debug)]
+pub struct Layers {
+    flags: Layer,
+    environment: Layer,
+    /// What the parameter store has.
+    pub parameters: Layer,
+    /// What the instance was launched with.
+    pub user_data: Layer,
+    file: Layer,
+}
+
+impl Layers {
+    /// Each setting from the strongest layer that has it.
+    pub fn raw(&self) -> Raw {
+        Raw::new(&[
+            &self.flags,
+            &self.environment,
+            &self.parameters,
+            &self.user_data,
+            &self.file,
+        ])
+    }
+}
+
 impl Flags {
     /// All settings: these flags over the process's environment over the configuration file.
     pub fn resolve(&self) -> Result<Raw, ConfigError> {
+        Ok(self.layers()?.raw())
+    }
+
+    /// The layers that this process has at hand: these flags, its environment, the configuration file.
+    pub fn layers(&self) -> Result<Layers, ConfigError> {
         let environment = |name: &str| std::env::var(name).ok();
         let file = self.file_layer(environment(CONFIG).map(PathBuf::from))?;
-        Ok(Raw::new(&[
-            self.layer.clone(),
-            Layer::environment(environment),
+        Ok(Layers {
+            flags: self.layer.clone(),
+            environment: Layer::environment(environment),
             file,
-        ]))
+            ..Layers::default()
+        })
     }
 
     /// Variables of the process's environment that look like settings and are none.

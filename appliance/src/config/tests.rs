@@ -24,7 +24,7 @@ fn file(text: &str) -> Layer {
 
 /// Flags have no layer of their own here: the environment stands for whatever is first.
 fn error(layer: Layer) -> String {
-    Resolved::parse(&Raw::new(&[layer]))
+    Resolved::parse(&Raw::new(&[&layer]))
         .unwrap_err()
         .to_string()
 }
@@ -45,8 +45,8 @@ fn the_first_source_that_has_a_setting_wins() {
 
     let variables = environment(&[("APPLIANCE_MAX_QUEUE", "2"), ("APPLIANCE_GRACE", "")]);
     let raw = Raw::new(&[
-        variables,
-        file("max-queue = 3\ngrace = \"3s\"\nmodel = \"m\""),
+        &variables,
+        &file("max-queue = 3\ngrace = \"3s\"\nmodel = \"m\""),
     ]);
     let settings = Resolved::parse(&raw).unwrap();
     assert_eq!(settings.max_queue, 2);
@@ -72,7 +72,7 @@ fn a_switch_may_stand_alone() {
 fn variables_of_others_are_honoured_after_our_own() {
     let token = |variables: &[(&str, &str)]| {
         let all = [variables, &[("APPLIANCE_MODEL", "m")]].concat();
-        let settings = Resolved::parse(&Raw::new(&[environment(&all)])).unwrap();
+        let settings = Resolved::parse(&Raw::new(&[&environment(&all)])).unwrap();
         settings.hub_token.map(|token| token.reveal().to_owned())
     };
     assert_eq!(token(&[]), None);
@@ -135,7 +135,7 @@ fn what_is_no_setting_is_named_with_the_nearest() {
 #[test]
 fn shown_settings_are_a_file_without_secrets() {
     let variables = environment(&[("HF_TOKEN", "hf_secret"), ("APPLIANCE_GRACE", "9s")]);
-    let shown = Raw::new(&[variables, file("max-queue = 3")]).to_string();
+    let shown = Raw::new(&[&variables, &file("max-queue = 3")]).to_string();
     assert!(!shown.contains("hf_secret"), "{shown}");
     let line = |name: &str| {
         let line = shown.lines().find(|line| line.starts_with(name)).unwrap();
@@ -171,4 +171,89 @@ fn every_setting_has_one_name_and_help() {
         let other = SETTINGS.iter().filter(|other| other.name == setting.name);
         assert_eq!(other.count(), 1, "{}", setting.name);
     }
+}
+
+fn parameters(named: &[(&str, &str)]) -> Result<Layer, ConfigError> {
+    let named = named
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    Layer::parameters("/appliance/test", &named.collect())
+}
+
+#[test]
+fn parameters_are_settings_by_name_unless_it_is_too_late_for_them() {
+    let layer = parameters(&[("max-queue", " 7\n"), ("model", "m")]).unwrap();
+    let raw = Raw::new(&[&environment(&[("APPLIANCE_MODEL", "n")]), &layer]);
+    let settings = Resolved::parse(&raw).unwrap();
+    assert_eq!(settings.max_queue, 7);
+    assert_eq!(settings.model.to_string(), "n", "variables are stronger");
+    assert!(
+        raw.to_string()
+            .contains("# parameter /appliance/test/max-queue"),
+        "{raw}"
+    );
+    assert_eq!(
+        error(parameters(&[("grace", "soon")]).unwrap()),
+        "model is not set: use --model, APPLIANCE_MODEL, or model in the configuration file"
+    );
+    let bad = parameters(&[("grace", "soon"), ("model", "m")]).unwrap();
+    assert_eq!(
+        error(bad),
+        "/appliance/test/grace: \"soon\" is not a duration like 500ms, 120s, 5m or 1h"
+    );
+    let early = parameters(&[("listen", "0.0.0.0:80")])
+        .unwrap_err()
+        .to_string();
+    assert!(
+        early.starts_with("/appliance/test/listen: listen is read as the server starts"),
+        "{early}"
+    );
+    let unknown = parameters(&[("modle", "m")]).unwrap_err().to_string();
+    assert_eq!(
+        unknown,
+        "/appliance/test: there is no setting \"modle\"; did you mean \"model\"?"
+    );
+}
+
+#[test]
+fn user_data_is_settings_unless_it_is_for_cloud_init() {
+    let layer = Layer::user_data("# ours\nmodel = \"m\"\nssm-prefix = \"/appliance/a\"").unwrap();
+    let settings = Resolved::parse(&Raw::new(&[&layer])).unwrap();
+    assert_eq!(settings.ssm_prefix.unwrap().as_str(), "/appliance/a");
+    for theirs in [
+        "#!/bin/sh\n",
+        "#cloud-config\na: b",
+        "Content-Type: multipart/mixed",
+        "",
+    ] {
+        let layer = Layer::user_data(theirs).unwrap();
+        assert_eq!(layer.value("model"), None, "{theirs}");
+    }
+    let wrong = Layer::user_data("modle = 1").unwrap_err().to_string();
+    assert!(
+        wrong.starts_with("the user data: there is no setting"),
+        "{wrong}"
+    );
+}
+
+#[test]
+fn paths_of_parameters_are_held_to_their_rules() {
+    for good in ["/appliance/default", "/a", "/a.b/c-d_e"] {
+        assert!(ParameterPath::parse(good).is_some(), "{good}");
+    }
+    for bad in ["", "/", "a/b", "/a/", "//a", "/a b", &"/a".repeat(14)] {
+        assert!(ParameterPath::parse(bad).is_none(), "{bad}");
+    }
+}
+
+#[test]
+fn changes_are_told_by_what_they_ask_for() {
+    let raw = |text: &str| Raw::new(&[&file(text)]);
+    let (one, other) = (
+        raw("model = \"a\"\ngrace = \"1s\""),
+        raw("model = \"b\"\ngrace = \"2s\""),
+    );
+    assert_eq!(one.changes(&other, Scope::Model), ["model"]);
+    assert_eq!(one.changes(&other, Scope::Live), ["grace"]);
+    assert!(one.changes(&one, Scope::Model).is_empty());
 }

@@ -175,6 +175,32 @@ impl Value for Secret {
     }
 }
 
+/// A path of the SSM parameter store, such as `/appliance/production`: at most 13 levels, so that one of
+/// ours fits below it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ParameterPath(String);
+
+impl ParameterPath {
+    /// The path: it begins with `/` and does not end with one.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Value for ParameterPath {
+    const FORM: Form = Form::plain(
+        "PATH",
+        "a path like /appliance/production, of letters, digits, dots, hyphens and underscores",
+    );
+
+    fn parse(text: &str) -> Option<Self> {
+        let levels: Vec<&str> = text.strip_prefix('/')?.split('/').collect();
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        let good = |level: &&str| !level.is_empty() && level.bytes().all(allowed);
+        (levels.len() <= 13 && levels.iter().all(good)).then(|| Self(text.to_owned()))
+    }
+}
+
 /// An enum whose values are written by name.
 macro_rules! choices {
     ($(
@@ -221,6 +247,16 @@ choices! {
         Cuda = "cuda",
         /// The host's processor.
         Cpu = "cpu",
+    }
+
+    /// Whether the machine belongs to an AWS account whose services are used.
+    Cloud, "auto|aws|none": {
+        /// It does if it is an EC2 instance.
+        Auto = "auto",
+        /// It does.
+        Aws = "aws",
+        /// It does not.
+        None = "none",
     }
 
     /// The number format of the weights.

@@ -38,6 +38,11 @@ pub struct HubModel {
     pub revision: String,
 }
 
+impl HubModel {
+    /// The revision of a model whose source names none.
+    pub const MAIN: &str = "main";
+}
+
 impl fmt::Display for HubModel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "hf://{}@{}", self.repository, self.revision)

@@ -1,0 +1,319 @@
+//! From settings to a model that has proven that it generates: its files, its device, its engines.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use engine::{
+    Constraint, Demand, Limits, Lost, Penalties, Profile, Request, Sampling, Stop, TokenId,
+};
+use model::{Decoder, GenerationDefaults, Weights};
+
+use crate::config::Resolved;
+use crate::device_metrics;
+use crate::dispatch::Dispatch;
+use crate::drivers::{self, DriverError, Load};
+use crate::engine_thread;
+use crate::generation::{Ask, Generator, Piece, Reason, Refusal};
+use crate::health::Pulse;
+use crate::metrics::{Metrics, ModelMetrics};
+use crate::served::Served;
+use crate::source::{Hub, SourceError};
+use crate::text::{Template, TemplateError, TextError, Tokenizer};
+
+/// How long the model may take to produce its first token.
+const SELF_TEST: Duration = Duration::from_secs(60);
+
+/// How long an engine whose self-test failed has to say that its device is lost.
+const LAST_WORDS: Duration = Duration::from_secs(3);
+
+/// Why a model could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Its files cannot be had.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Its config.json or generation_config.json is not one we can use.
+    #[error(transparent)]
+    Config(#[from] model::ConfigError),
+    /// Its weights are not what its config says.
+    #[error(transparent)]
+    Checkpoint(#[from] model::CheckpointError),
+    /// Its tokenizer cannot be used.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// Its chat template cannot be used.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// More context is asked for than it was trained for.
+    #[error("max-context {asked} is more than the {most} tokens that the model was made for")]
+    Context {
+        /// The setting.
+        asked: u32,
+        /// The model's own limit.
+        most: u32,
+    },
+    /// It does not run on the device.
+    #[error(transparent)]
+    Driver(#[from] DriverError),
+    /// The host has no room for the engine's thread, or no randomness.
+    #[error("the host cannot start the engine: {0}")]
+    Host(String),
+    /// The device was lost as it was to produce a token.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    /// It did not produce a token.
+    #[error("the self-test failed: {0}")]
+    SelfTest(String),
+}
+
+impl LoadError {
+    /// Whether another try with the same settings may go better: the device failed, not the model.
+    pub(crate) fn is_of_device(&self) -> bool {
+        matches!(
+            self,
+            Self::Driver(DriverError::Device { .. }) | Self::Lost(_)
+        )
+    }
+}
+
+/// Tells what is being done to a model that is not ready yet.
+#[derive(Clone)]
+pub(crate) struct Progress(Arc<dyn Fn(&str) + Send + Sync>);
+
+impl std::fmt::Debug for Progress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Progress(..)")
+    }
+}
+
+impl Progress {
+    /// Progress that `tell` is told of, in words such as `the model is being fetched`.
+    pub(crate) fn new(tell: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    /// This is being done now.
+    pub(crate) fn say(&self, what: &str) {
+        (self.0)(what);
+    }
+}
+
+/// A model that has proven that it generates, and the engines it runs on.
+#[derive(Debug)]
+pub(crate) struct Opened {
+    pub(crate) served: Arc<Served>,
+    pub(crate) dispatch: Dispatch,
+}
+
+/// Opens the model that `settings` name, off the event loop, and has it prove itself. From then on it is
+/// the one that `metrics` measure.
+///
+/// # Errors
+/// What keeps it from serving. Nothing of it is left.
+pub(crate) async fn open(
+    settings: &Arc<Resolved>,
+    metrics: &Metrics,
+    progress: &Progress,
+) -> Result<Opened, LoadError> {
+    let measured = metrics.of_model();
+    let loading = {
+        let settings = Arc::clone(settings);
+        let (metrics, measured, progress) = (metrics.clone(), measured.clone(), progress.clone());
+        tokio::task::spawn_blocking(move || load(&settings, &metrics, &measured, &progress))
+    };
+    let loaded = loading.await;
+    let (opened, profile) = loaded.map_err(|error| LoadError::Host(error.to_string()))??;
+    progress.say("the model is proving that it generates");
+    if let Err(why) = self_test(&opened.served).await {
+        let ended = tokio::time::timeout(LAST_WORDS, opened.dispatch.ended()).await;
+        return Err(match ended {
+            Ok(Err(lost)) => lost.into(),
+            Ok(Ok(())) | Err(_) => why,
+        });
+    }
+    let Served { name, context, .. } = &*opened.served;
+    measured.serve(name, *context, &profile, settings.replicas.get() as usize);
+    Ok(opened)
+}
+
+/// The model's name in the API.
+fn name(settings: &Resolved) -> String {
+    let name = settings.served_model_name.clone();
+    name.unwrap_or_else(|| settings.model.name())
+}
+
+/// From the model's source to engines that turn.
+fn load(
+    settings: &Resolved,
+    metrics: &Metrics,
+    measured: &ModelMetrics,
+    progress: &Progress,
+) -> Result<(Opened, Profile), LoadError> {
+    let driver = drivers::find(settings.backend)?;
+    if let Some(reader) = driver.gauges() {
+        let kept = device_metrics::keep(reader, metrics.clone());
+        kept.map_err(|error| LoadError::Host(error.to_string()))?;
+    }
+    progress.say("the model is being fetched");
+    let dir = settings.model.local(&hub(settings))?;
+    progress.say("the model is being opened");
+    let decoder = Decoder::open(&dir)?;
+    let defaults = GenerationDefaults::open(&dir)?;
+    let tokenizer = Tokenizer::open(&dir)?;
+    let template = Template::open(&dir)?;
+    let weights = Weights::open(&dir, &decoder)?;
+    let demand = demand(settings, &decoder)?;
+    let devices = driver.open(&Load {
+        precision: settings.dtype,
+        replicas: settings.replicas.get(),
+        artifacts: settings.artifacts.as_deref(),
+        patience: settings.device_timeout,
+        source: &settings.model.to_string(),
+        decoder: &decoder,
+        weights: &weights,
+        demand: &demand,
+    })?;
+    let Some(profile) = devices.first().map(|device| device.profile().clone()) else {
+        return Err(LoadError::Host("no device was opened".to_owned()));
+    };
+    let limits = limits(settings, &demand, &profile);
+    let context = limits.context;
+    let mut secret = [0; 16];
+    getrandom::fill(&mut secret).map_err(|error| LoadError::Host(error.to_string()))?;
+    let pulses: Box<[_]> = devices.iter().map(|_| Arc::new(Pulse::new())).collect();
+    let replicas = devices.into_iter().zip(&pulses).enumerate();
+    let engines = replicas.map(|(replica, (device, pulse))| {
+        let (metrics, pulse) = (measured.of_replica(replica), Arc::clone(pulse));
+        engine_thread::start(device, limits.clone(), secret, metrics, pulse)
+    });
+    let mailboxes = engines.collect::<Result<_, _>>();
+    let dispatch = Dispatch::new(mailboxes.map_err(|error| LoadError::Host(error.to_string()))?);
+    let mut eos: Vec<TokenId> = defaults.eos.iter().copied().map(TokenId).collect();
+    eos.sort_unstable();
+    eos.dedup();
+    let generator = Generator::new(
+        dispatch.clone(),
+        tokenizer.clone(),
+        eos.clone().into(),
+        settings.request_timeout,
+    );
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
+    let served = Served {
+        name: name(settings),
+        created: since_epoch.unwrap_or_default().as_secs(),
+        context,
+        vocabulary: profile.vocabulary,
+        candidates: profile.candidates,
+        eos,
+        defaults,
+        tokenizer,
+        template,
+        generator,
+        pulses,
+    };
+    let served = Arc::new(served);
+    Ok((Opened { served, dispatch }, profile))
+}
+
+fn hub(settings: &Resolved) -> Hub {
+    Hub::new(
+        settings.hub_endpoint.clone(),
+        settings.hub_token.clone(),
+        settings.cache_dir.clone(),
+    )
+}
+
+/// What the settings want of a device for this model.
+fn demand(settings: &Resolved, decoder: &Decoder) -> Result<Demand, LoadError> {
+    let most = decoder.context;
+    let asked = settings.max_context.map_or(most, |context| context.get());
+    if asked > most {
+        return Err(LoadError::Context { asked, most });
+    }
+    Ok(Demand {
+        context: asked,
+        rows: settings.max_running.get(),
+        step_tokens: settings.step_tokens.get(),
+        kv_tokens: settings.kv_tokens,
+        cores: settings.cores.map(|cores| cores.get()),
+    })
+}
+
+/// What the engine takes on, on a device with this profile.
+fn limits(settings: &Resolved, demand: &Demand, profile: &Profile) -> Limits {
+    let held = u64::from(profile.pages) * u64::from(profile.page_tokens);
+    let held = u32::try_from(held).unwrap_or(u32::MAX);
+    Limits {
+        queued_requests: settings.max_queue,
+        queued_tokens: settings.max_queue_tokens,
+        running: demand.rows,
+        context: demand.context.min(profile.context.most()).min(held),
+        step_tokens: demand.step_tokens,
+        step_time: settings.step_time,
+    }
+}
+
+/// One token through the real path: what a client would be told is what is tested.
+async fn self_test(served: &Served) -> Result<(), LoadError> {
+    let failed = |why: String| LoadError::SelfTest(why);
+    let prompt = served.tokenizer.encode("Hello", true)?;
+    let prompt = match prompt.is_empty() {
+        true => vec![TokenId(0)],
+        false => prompt,
+    };
+    let answered = async {
+        let mut generation = (served.generator.start(greeting(prompt)).await)
+            .map_err(|refusal: Refusal| failed(refusal.to_string()))?;
+        let mut tokens = 0;
+        while let Some(piece) = generation.next().await {
+            match piece {
+                Piece::Token { .. } => tokens += 1,
+                Piece::Finished {
+                    reason: Reason::Failed(why),
+                    ..
+                } => return Err(failed(why)),
+                _ => {}
+            }
+        }
+        match tokens {
+            0 => Err(failed("the model produced no token".to_owned())),
+            _ => Ok(()),
+        }
+    };
+    let answered = tokio::time::timeout(SELF_TEST, answered).await;
+    answered.map_err(|_| failed(format!("no token within {} s", SELF_TEST.as_secs())))?
+}
+
+/// Asks for one token after `prompt`, the most likely.
+fn greeting(prompt: Vec<TokenId>) -> Ask {
+    Ask {
+        arrived: Instant::now(),
+        request: Request {
+            prompt: prompt.into(),
+            choices: 1,
+            sampling: Sampling {
+                temperature: 0.0,
+                top_k: None,
+                top_p: 1.0,
+                min_p: 0.0,
+                penalties: Penalties::NONE,
+                bias: Arc::default(),
+                seed: 0,
+            },
+            stop: Stop {
+                tokens: Arc::default(),
+                min_tokens: 0,
+                max_tokens: 1,
+            },
+            logprobs: None,
+            prompt_logprobs: None,
+            constraint: Constraint::Free,
+            priority: 0,
+            deadline: None,
+            cache_salt: 0,
+        },
+        stops: Vec::new(),
+        include_stop: false,
+        skip_special: true,
+    }
+}
