@@ -250,7 +250,7 @@ impl Connection {
 }
 
 #[derive(Debug)]
-enum Framing {
+pub(crate) enum Framing {
     Length(usize),
     Chunked { left: usize },
     UntilClosed,
@@ -259,8 +259,8 @@ enum Framing {
 /// The body of an answer, its framing taken off as it is read.
 #[derive(Debug)]
 pub struct Body<R> {
-    reader: R,
-    framing: Framing,
+    pub(crate) reader: R,
+    pub(crate) framing: Framing,
 }
 
 impl<R: BufRead> Read for Body<R> {
@@ -310,7 +310,7 @@ fn chunk_size(from: &mut impl BufRead) -> io::Result<usize> {
 }
 
 /// Reads a line that ends in CR LF, without them.
-fn crlf_line(from: &mut impl BufRead) -> io::Result<String> {
+pub(crate) fn crlf_line(from: &mut impl BufRead) -> io::Result<String> {
     let mut line = Vec::new();
     from.read_until(b'\n', &mut line)?;
     if line.is_empty() {

@@ -4,6 +4,7 @@
 //! byte that it reads and writes passes a socket, a pipe or a file.
 
 pub mod answer;
+pub mod aws;
 pub mod golden;
 pub mod http;
 pub mod metrics;

@@ -37,12 +37,15 @@ fn binary() -> PathBuf {
 /// The binary with an environment that no setting of the developer's reaches into.
 fn command() -> Command {
     let mut command = Command::new(binary());
-    let settings = std::env::vars_os()
-        .map(|(name, _)| name)
-        .filter(|name| name.to_string_lossy().starts_with("APPLIANCE_"));
+    let settings = std::env::vars_os().map(|(name, _)| name).filter(|name| {
+        let name = name.to_string_lossy();
+        name.starts_with("APPLIANCE_") || name.starts_with("AWS_")
+    });
     for name in settings {
         command.env_remove(name);
     }
+    // A test that wants an account brings one: see `aws::Account`.
+    command.env("AWS_EC2_METADATA_DISABLED", "true");
     command.stdin(Stdio::null());
     command
 }
