@@ -3,6 +3,7 @@
 
 mod autoscaling;
 mod imds;
+mod moto;
 
 use appliance_tests::{Connection, Request, Response};
 

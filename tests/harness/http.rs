@@ -21,10 +21,15 @@ pub struct Request {
 impl Request {
     /// A request without a body.
     pub fn new(method: &str, target: &str) -> Self {
+        Self::bare(method, target).header("host", "appliance.test")
+    }
+
+    /// The same without any header.
+    pub fn bare(method: &str, target: &str) -> Self {
         Self {
             method: method.into(),
             target: target.into(),
-            headers: vec![("host".into(), "appliance.test".into())],
+            headers: Vec::new(),
             body: None,
         }
     }

@@ -8,6 +8,7 @@ mod ci;
 mod deny;
 mod house;
 mod model;
+mod moto;
 mod python;
 mod run;
 mod serve;
@@ -43,6 +44,8 @@ enum Verb {
     Bench(bench::Arguments),
     /// Fetches and imports the default model into the user's cache folder, and prints where it is
     Model,
+    /// Fetches moto, which answers for AWS in tests, and prints the variable by which single tests find it
+    Moto,
     /// Holds the bindings of libnrt against our declarations, or an installed runtime's headers
     Bindings(bindings::Arguments),
     /// Checks the rules of the house: who may import whom, and what may be in the repository
@@ -74,6 +77,7 @@ fn perform(verb: Verb) -> Result<()> {
             println!("{}", model.display());
             Ok(())
         }
+        Verb::Moto => moto::moto(),
         Verb::Bindings(arguments) => bindings::bindings(&workspace, &arguments),
         Verb::House => house::house(&workspace),
         Verb::Deny => deny::deny(&workspace),

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 
 use crate::run::run;
 use crate::workspace::{Profile, Workspace};
-use crate::{model, python, xla};
+use crate::{model, moto, python, xla};
 
 /// Builds everything once, the stand-ins for the Neuron device too, fetches the model and what
 /// computes for the stand-ins, runs the Rust tests, then the Python clients.
@@ -15,7 +15,8 @@ pub(crate) fn test(workspace: &Workspace) -> Result<()> {
     let appliance = workspace.appliance(Profile::Dev)?;
     let model = model::fetched(workspace, || Ok(appliance.clone()))?;
     let plugin = xla::plugin()?;
-    let rust = rust(workspace, &appliance, &model, plugin.as_deref());
+    let moto = moto::packages()?;
+    let rust = rust(workspace, &appliance, &model, plugin.as_deref(), &moto);
     let clients = clients(workspace, &appliance, &model);
     // Both have run, whatever the first found.
     ensure!(
@@ -26,17 +27,19 @@ pub(crate) fn test(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// `plugin` computes in tests of the Neuron path, which are skipped without.
+/// `plugin` computes in tests of the Neuron path, which are skipped without; `moto` answers for AWS.
 fn rust(
     workspace: &Workspace,
     appliance: &Path,
     model: &Path,
     plugin: Option<&Path>,
+    moto: &Path,
 ) -> Result<()> {
     let mut test = workspace.cargo("test");
     test.args(["--workspace", "--no-fail-fast"])
         .env("APPLIANCE_BIN", appliance)
-        .env("APPLIANCE_TEST_MODEL", model);
+        .env("APPLIANCE_TEST_MODEL", model)
+        .env(moto::VARIABLE, moto);
     if let Some(plugin) = plugin {
         test.env(xla::VARIABLE, plugin);
     }

@@ -8,6 +8,7 @@ mod cloudwatch;
 mod front;
 mod imds;
 mod keys;
+mod moto;
 mod refusal;
 
 use std::ffi::OsString;
@@ -18,6 +19,7 @@ pub use cloudwatch::{Call, CloudWatch, Datum};
 pub use front::{Asked, Front, Manner, Reply};
 pub use imds::{Imds, REAL};
 pub use keys::{Key, Keys};
+pub use moto::Moto;
 pub use refusal::{Refusal, refused};
 
 /// The instance that the server runs on.
@@ -65,6 +67,14 @@ impl Account {
     #[must_use]
     pub fn with_key(mut self) -> Self {
         self.key = Some(self.keys.issue());
+        self
+    }
+
+    /// The same with a key that another has given out, such as [`Moto::user`].
+    #[must_use]
+    pub fn with_key_of(mut self, key: Key) -> Self {
+        self.keys.adopt(key.clone());
+        self.key = Some(key);
         self
     }
 
