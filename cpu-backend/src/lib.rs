@@ -25,7 +25,7 @@ pub use probe::{kernels, probe};
 use std::io;
 
 use engine::Demand;
-use model::{Decoder, Weights};
+use model::{Decoder, ReadError, Weights};
 
 use decoder::Forward;
 use plan::Plan;
@@ -70,6 +70,9 @@ pub enum OpenError {
         /// What the system said.
         source: io::Error,
     },
+    /// The weights cannot be read, or are not those that were stored.
+    #[error(transparent)]
+    Read(#[from] ReadError),
 }
 
 /// Packs `weights` for this host and makes room for KV. `demand.cores` beyond those that the process
@@ -91,7 +94,7 @@ pub fn open(
     let cores = probe::cores();
     let threads = demand.cores.map_or(cores, |asked| asked.clamp(1, cores)) as usize;
     let mut pool = Pool::new(threads).map_err(|source| OpenError::Threads { threads, source })?;
-    let packed = Packed::new(decoder, weights, precision, &mut pool);
+    let packed = Packed::new(decoder, weights, precision, &mut pool)?;
     let kernels = kernels::detect();
     let forward = Forward::new(decoder, packed, kernels, pool, profile.pages, logit_rows);
     Ok(Cpu::new(profile, forward))

@@ -1,7 +1,7 @@
 //! Weights as the kernels read them: matrices in panels of columns, vectors in F32.
 
 use half::{bf16, f16};
-use model::{Decoder, Dtype, LayerRole, Role, Tensor, Weights};
+use model::{Decoder, Dtype, LayerRole, ReadError, Role, Rows, Stream, Weights};
 
 use crate::Precision;
 use crate::kernels::{Blocks, Kernels, LANES, Panels, Sum};
@@ -91,29 +91,34 @@ const PLACES: [usize; LANES] = {
 };
 
 impl Packed {
-    /// Packs `weights`.
+    /// Packs `weights` as they are read.
     pub(crate) fn new(
         decoder: &Decoder,
         weights: &Weights,
         precision: Precision,
         pool: &mut Pool,
-    ) -> Self {
+    ) -> Result<Self, ReadError> {
+        let order = decoder.roles().map(|(role, _)| role);
         let mut packer = Packer {
             weights,
+            stream: weights.stream(order)?,
             precision,
             pool,
         };
-        Self {
-            embedding: (!decoder.tied_head).then(|| packer.matrix(&[Role::Embedding])),
-            layers: (0..decoder.layers)
-                .map(|layer| packer.layer(decoder, layer))
-                .collect(),
-            norm: packer.vector(&[Role::FinalNorm]),
-            head: Linear {
-                matrix: packer.matrix(&[Role::Head]),
-                bias: None,
-            },
-        }
+        let embedding = packer.matrix(&[Role::Embedding])?;
+        let layers = (0..decoder.layers).map(|layer| packer.layer(decoder, layer));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let norm = packer.vector(&[Role::FinalNorm])?;
+        let (embedding, matrix) = match decoder.tied_head {
+            true => (None, embedding),
+            false => (Some(embedding), packer.matrix(&[Role::Head])?),
+        };
+        Ok(Self {
+            embedding,
+            layers,
+            norm,
+            head: Linear { matrix, bias: None },
+        })
     }
 
     /// The bytes that the weights of `decoder` take.
@@ -136,139 +141,162 @@ impl Packed {
     }
 }
 
+/// Packs weights in the order of [`Decoder::roles`], as far as biases are not beside their matrices.
 struct Packer<'a> {
     weights: &'a Weights,
+    stream: Stream<'a>,
     precision: Precision,
     pool: &'a mut Pool,
 }
 
+/// Bytes of a checkpoint's rows that are packed at once, at the most.
+const PIECE: usize = 8 << 20;
+
 impl Packer<'_> {
-    fn layer(&mut self, decoder: &Decoder, layer: u32) -> Layer {
+    fn layer(&mut self, decoder: &Decoder, layer: u32) -> Result<Layer, ReadError> {
         use LayerRole::*;
         let attention = &decoder.attention;
-        let [norm, query_norm, key_norm, mlp_norm] =
-            [AttentionNorm, QueryNorm, KeyNorm, MlpNorm].map(|role| Role::Layer(layer, role));
-        let mut linear = |matrix: &[LayerRole], biases: &[LayerRole], biased: bool| {
-            let roles = |roles: &[LayerRole]| {
-                let roles = roles.iter().map(|role| Role::Layer(layer, *role));
-                roles.collect::<Vec<_>>()
-            };
-            Linear {
-                matrix: self.matrix(&roles(matrix)),
-                bias: biased.then(|| self.vector(&roles(biases))),
-            }
+        let role = |role| Role::Layer(layer, role);
+        let norm = |packer: &mut Self, has: bool, norm| {
+            let norm = has.then(|| packer.vector(&[role(norm)]));
+            norm.transpose()
         };
-        Layer {
+        let linear = |packer: &mut Self, matrix: &[LayerRole], bias: Option<&[LayerRole]>| {
+            let roles =
+                |roles: &[LayerRole]| roles.iter().map(|one| role(*one)).collect::<Vec<_>>();
+            Ok(Linear {
+                matrix: packer.matrix(&roles(matrix))?,
+                bias: bias.map(|bias| packer.vector(&roles(bias))).transpose()?,
+            })
+        };
+        Ok(Layer {
+            attention_norm: self.vector(&[role(AttentionNorm)])?,
             input: linear(
+                self,
                 &[Query, Key, Value],
-                &[QueryBias, KeyBias, ValueBias],
-                attention.input_bias,
-            ),
-            output: linear(&[Output], &[OutputBias], attention.output_bias),
+                attention
+                    .input_bias
+                    .then_some(&[QueryBias, KeyBias, ValueBias]),
+            )?,
+            query_norm: norm(self, attention.head_norm, QueryNorm)?,
+            key_norm: norm(self, attention.head_norm, KeyNorm)?,
+            output: linear(
+                self,
+                &[Output],
+                attention.output_bias.then_some(&[OutputBias]),
+            )?,
+            mlp_norm: self.vector(&[role(MlpNorm)])?,
             mlp: match decoder.mlp {
                 model::Mlp::Gated { bias, .. } => Mlp::Gated(Gated {
-                    gate: linear(&[Gate], &[GateBias], bias),
-                    up: linear(&[Up], &[UpBias], bias),
-                    down: linear(&[Down], &[DownBias], bias),
+                    gate: linear(self, &[Gate], bias.then_some(&[GateBias]))?,
+                    up: linear(self, &[Up], bias.then_some(&[UpBias]))?,
+                    down: linear(self, &[Down], bias.then_some(&[DownBias]))?,
                 }),
                 model::Mlp::Experts { experts, .. } => Mlp::Experts {
-                    router: linear(&[Router], &[], false),
+                    router: linear(self, &[Router], None)?,
                     experts: (0..experts)
-                        .map(|expert| Gated {
-                            gate: linear(&[ExpertGate(expert)], &[], false),
-                            up: linear(&[ExpertUp(expert)], &[], false),
-                            down: linear(&[ExpertDown(expert)], &[], false),
+                        .map(|expert| {
+                            Ok(Gated {
+                                gate: linear(self, &[ExpertGate(expert)], None)?,
+                                up: linear(self, &[ExpertUp(expert)], None)?,
+                                down: linear(self, &[ExpertDown(expert)], None)?,
+                            })
                         })
-                        .collect(),
+                        .collect::<Result<_, ReadError>>()?,
                 },
             },
-            attention_norm: self.vector(&[norm]),
-            query_norm: attention.head_norm.then(|| self.vector(&[query_norm])),
-            key_norm: attention.head_norm.then(|| self.vector(&[key_norm])),
-            mlp_norm: self.vector(&[mlp_norm]),
-        }
+        })
     }
 
     /// The outputs of `roles` side by side.
-    fn matrix(&mut self, roles: &[Role]) -> Matrix {
-        let parts: Vec<_> = roles
-            .iter()
-            .map(|role| self.weights.tensor(*role))
-            .collect();
-        let depth = parts[0].shape[1];
-        let columns: usize = parts.iter().map(|part| part.shape[0]).sum();
-        let size = columns.next_multiple_of(LANES) * depth;
-        let column = |column: usize| column_of(&parts, column);
-        let weights = match self.precision {
-            Precision::Bf16 => {
-                let mut panels = vec![0; size];
-                let chunk = depth * LANES;
-                self.pool
-                    .for_each_chunk(&mut panels, chunk, &|_, panel, out| {
-                        for (lane, place) in PLACES.into_iter().enumerate() {
-                            let Some((dtype, bytes)) = column(panel * LANES + lane) else {
-                                break;
-                            };
-                            let out = out[place..].iter_mut().step_by(LANES);
-                            write_bf16(dtype, bytes, out);
-                        }
-                    });
-                Stored::Bf16(panels)
-            }
-            Precision::F32 => {
-                let mut panels = vec![0.0; size];
-                let chunk = depth * LANES;
-                self.pool
-                    .for_each_chunk(&mut panels, chunk, &|_, panel, out| {
-                        for lane in 0..LANES {
-                            let Some((dtype, bytes)) = column(panel * LANES + lane) else {
-                                break;
-                            };
-                            write_f32(dtype, bytes, out[lane..].iter_mut().step_by(LANES));
-                        }
-                    });
-                Stored::F32(panels)
-            }
+    fn matrix(&mut self, roles: &[Role]) -> Result<Matrix, ReadError> {
+        let shape = |role: &Role| match self.weights.shape(*role) {
+            (dtype, &[columns, depth]) => (dtype, columns, depth),
+            (dtype, shape) => (dtype, 1, shape.iter().product()),
         };
-        Matrix {
+        let parts: Vec<_> = roles.iter().map(shape).collect();
+        let depth = parts.first().map_or(0, |(_, _, depth)| *depth);
+        let columns: usize = parts.iter().map(|(_, columns, _)| columns).sum();
+        let size = columns.next_multiple_of(LANES) * depth;
+        let mut weights = match self.precision {
+            Precision::Bf16 => Stored::Bf16(vec![0; size]),
+            Precision::F32 => Stored::F32(vec![0.0; size]),
+        };
+        let mut first = 0;
+        for (role, (dtype, columns, _)) in roles.iter().zip(parts) {
+            let most = (PIECE / (depth * dtype.size()).max(1)).next_multiple_of(LANES);
+            for row in (0..columns).step_by(most) {
+                let rows = self.stream.rows(*role, row..columns.min(row + most))?;
+                self.place(&mut weights, depth, first + row, dtype, &rows);
+            }
+            first += columns;
+        }
+        Ok(Matrix {
             weights,
             depth,
             columns,
+        })
+    }
+
+    /// Writes rows of the checkpoint, which stores `[out, in]`, as columns from `first` on.
+    fn place(
+        &mut self,
+        weights: &mut Stored,
+        depth: usize,
+        first: usize,
+        dtype: Dtype,
+        rows: &Rows,
+    ) {
+        let last = first + rows.len();
+        let panels = first / LANES..last.div_ceil(LANES);
+        let chunk = depth * LANES;
+        // The bytes of a lane of a panel that is among the rows.
+        let row = |panel: usize, lane: usize| {
+            let column = (panels.start + panel) * LANES + lane;
+            (first..last)
+                .contains(&column)
+                .then(|| rows.row(column - first))
+        };
+        let range = panels.start * chunk..panels.end * chunk;
+        match weights {
+            Stored::Bf16(data) => {
+                let data = &mut data[range];
+                self.pool.for_each_chunk(data, chunk, &|_, panel, out| {
+                    for (lane, place) in PLACES.into_iter().enumerate() {
+                        if let Some(bytes) = row(panel, lane) {
+                            let out = out[place..].iter_mut().step_by(LANES);
+                            write_bf16(dtype, bytes, out);
+                        }
+                    }
+                });
+            }
+            Stored::F32(data) => {
+                let data = &mut data[range];
+                self.pool.for_each_chunk(data, chunk, &|_, panel, out| {
+                    for lane in 0..LANES {
+                        if let Some(bytes) = row(panel, lane) {
+                            write_f32(dtype, bytes, out[lane..].iter_mut().step_by(LANES));
+                        }
+                    }
+                });
+            }
         }
     }
 
     /// The vectors of `roles` one after the other, padded to whole blocks.
-    fn vector(&self, roles: &[Role]) -> Vec<f32> {
-        let parts: Vec<_> = roles
-            .iter()
-            .map(|role| self.weights.tensor(*role))
-            .collect();
-        let size: usize = parts.iter().map(|part| part.shape[0]).sum();
+    fn vector(&mut self, roles: &[Role]) -> Result<Vec<f32>, ReadError> {
+        let size = |role: &Role| self.weights.shape(*role).1.iter().product::<usize>();
+        let size: usize = roles.iter().map(size).sum();
         let mut vector = vec![0.0; size.next_multiple_of(LANES)];
         let mut rest = &mut vector[..];
-        for part in parts {
-            let (out, after) = rest.split_at_mut(part.shape[0]);
-            write_f32(part.dtype, part.bytes, out.iter_mut());
+        for role in roles {
+            let (dtype, shape) = self.weights.shape(*role);
+            let (out, after) = rest.split_at_mut(shape.iter().product());
+            write_f32(dtype, self.stream.rows(*role, 0..1)?.row(0), out.iter_mut());
             rest = after;
         }
-        vector
+        Ok(vector)
     }
-}
-
-/// The numbers of a column of `parts` side by side: a row of the checkpoint, which stores `[out,
-/// in]`.
-fn column_of<'a>(parts: &[Tensor<'a>], mut column: usize) -> Option<(Dtype, &'a [u8])> {
-    for part in parts {
-        let [columns, depth] = part.shape[..] else {
-            return None;
-        };
-        if column < columns {
-            let size = depth * part.dtype.size();
-            return Some((part.dtype, &part.bytes[column * size..][..size]));
-        }
-        column -= columns;
-    }
-    None
 }
 
 /// Writes the numbers in `bytes` as F32.

@@ -1,18 +1,19 @@
-//! A checkpoint directory: safetensors in one file or in shards with an index, found by name.
+//! A checkpoint: safetensors in one file or in shards with an index, found by name.
 //!
 //! Every header and index is foreign bytes. The crate `safetensors` parses a header and holds that
 //! its tensors lie one after another, without gap or overlap, each as long as its shape and dtype
 //! say; the lengths that it adds up unchecked are checked here.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
-use std::{fs, io};
+use std::sync::Arc;
 
 use safetensors::tensor::{Dtype, Metadata};
 use serde::Deserialize;
 
-use crate::bytes::Map;
+use crate::bytes::{Bytes, Files};
 
 /// A checkpoint in one file.
 pub(crate) const SINGLE: &str = "model.safetensors";
@@ -180,63 +181,63 @@ pub(crate) struct Located {
     pub(crate) bytes: Range<usize>,
 }
 
-/// The mapped shards of a checkpoint and where in them each tensor lies.
+/// The open shards of a checkpoint, each with what to call it, and where in them each tensor lies.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
-    shards: Vec<Map>,
+    shards: Vec<Shard>,
     tensors: HashMap<String, Located>,
 }
 
+/// An open file of a checkpoint and what to call it.
+pub(crate) type Shard = (Arc<dyn Bytes>, PathBuf);
+
 impl Checkpoint {
-    /// Opens `model.safetensors` in `dir`, or else the shards that its index names.
-    pub(crate) fn open(dir: &Path) -> Result<Self, CheckpointError> {
-        let (single, index) = (dir.join(SINGLE), dir.join(INDEX));
-        if single.exists() {
-            return Self::read(&[single]);
+    /// Opens `model.safetensors` among `files`, or else the shards that its index names.
+    pub(crate) fn open(files: &dyn Files) -> Result<Self, CheckpointError> {
+        if let Some(single) = find(files, SINGLE)? {
+            return Self::read(vec![single]);
         }
-        if !index.exists() {
-            return Err(CheckpointError::Absent { path: dir.into() });
-        }
-        let places = read_index(&index)?;
+        let Some((index, path)) = find(files, INDEX)? else {
+            let path = files.path(SINGLE);
+            let path = path.parent().unwrap_or(&path).to_owned();
+            return Err(CheckpointError::Absent { path });
+        };
+        let places = read_index(&*index, path)?;
         let names = places.values().collect::<BTreeSet<_>>();
-        let paths = names.iter().map(|name| dir.join(name)).collect::<Vec<_>>();
-        let checkpoint = Self::read(&paths)?;
+        let shards = names.iter().map(|name| {
+            let path = files.path(name);
+            let shard = files.open(name);
+            let shard = shard.map_err(|source| CheckpointError::Read {
+                path: path.clone(),
+                source,
+            })?;
+            Ok((shard, path))
+        });
+        let checkpoint = Self::read(shards.collect::<Result<_, CheckpointError>>()?)?;
         for (tensor, name) in &places {
             let shard = checkpoint.find(tensor).map(|located| located.shard);
-            if shard.is_none_or(|shard| paths[shard] != dir.join(name)) {
+            if shard.is_none_or(|shard| checkpoint.shards[shard].1 != files.path(name)) {
                 return Err(CheckpointError::Misplaced {
                     tensor: tensor.clone(),
-                    path: dir.join(name),
+                    path: files.path(name),
                 });
             }
         }
         Ok(checkpoint)
     }
 
-    fn read(paths: &[PathBuf]) -> Result<Self, CheckpointError> {
-        let mut checkpoint = Self {
-            shards: Vec::with_capacity(paths.len()),
-            tensors: HashMap::new(),
-        };
-        for (shard, path) in paths.iter().enumerate() {
-            let map = Map::open(path).map_err(|source| CheckpointError::Read {
-                path: path.clone(),
-                source,
-            })?;
-            let tensors = locate(&map, shard).map_err(|why| CheckpointError::Header {
-                path: path.clone(),
-                why,
-            })?;
-            for (tensor, located) in tensors {
-                if checkpoint.tensors.contains_key(&tensor) {
+    fn read(shards: Vec<Shard>) -> Result<Self, CheckpointError> {
+        let mut tensors = HashMap::new();
+        for (shard, (bytes, path)) in shards.iter().enumerate() {
+            for (tensor, located) in read_header(&**bytes, path, shard)? {
+                if tensors.contains_key(&tensor) {
                     let path = path.clone();
                     return Err(CheckpointError::Repeated { tensor, path });
                 }
-                checkpoint.tensors.insert(tensor, located);
+                tensors.insert(tensor, located);
             }
-            checkpoint.shards.push(map);
         }
-        Ok(checkpoint)
+        Ok(Self { shards, tensors })
     }
 
     /// The tensor called `name`.
@@ -244,28 +245,68 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// The mapped shards, in the order that [`Located::shard`] counts.
-    pub(crate) fn into_shards(self) -> Vec<Map> {
+    /// The shards, in the order that [`Located::shard`] counts.
+    pub(crate) fn into_shards(self) -> Vec<Shard> {
         self.shards
     }
 }
 
+/// The file called `name`, if there is one.
+fn find(files: &dyn Files, name: &str) -> Result<Option<Shard>, CheckpointError> {
+    let path = files.path(name);
+    match files.open(name) {
+        Ok(bytes) => Ok(Some((bytes, path))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(CheckpointError::Read { path, source }),
+    }
+}
+
 /// Reads the index at `path`: the shard of each tensor.
-fn read_index(path: &Path) -> Result<HashMap<String, String>, CheckpointError> {
-    let read = |source| CheckpointError::Read {
-        path: path.into(),
-        source,
-    };
-    let length = fs::metadata(path).map_err(read)?.len();
+fn read_index(
+    index: &dyn Bytes,
+    path: PathBuf,
+) -> Result<HashMap<String, String>, CheckpointError> {
+    let length = index.len();
     let places = if length > INDEX_LIMIT {
         Err(IndexError::Large { found: length })
     } else {
-        parse_index(&fs::read(path).map_err(read)?)
+        parse_index(&read_range(index, &path, 0, length)?)
     };
-    places.map_err(|why| CheckpointError::Index {
+    places.map_err(|why| CheckpointError::Index { path, why })
+}
+
+/// Reads the header of a shard: where each tensor lies.
+fn read_header(
+    file: &dyn Bytes,
+    path: &Path,
+    shard: usize,
+) -> Result<Vec<(String, Located)>, CheckpointError> {
+    let wrong = |why| CheckpointError::Header {
         path: path.into(),
         why,
-    })
+    };
+    let total = file.len();
+    let length = read_range(file, path, 0, total.min(8))?;
+    let length = header_length(&length, total).map_err(wrong)?;
+    let header = read_range(file, path, 8, length)?;
+    locate(&header, total, shard).map_err(wrong)
+}
+
+fn read_range(
+    file: &dyn Bytes,
+    path: &Path,
+    at: u64,
+    len: u64,
+) -> Result<Vec<u8>, CheckpointError> {
+    // Lengths are checked against limits before.
+    let mut bytes = vec![0; usize::try_from(len).unwrap_or(usize::MAX)];
+    match file.read(at, &mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(source) => Err(CheckpointError::Read {
+            path: path.into(),
+            source,
+        }),
+    }
 }
 
 /// Reads an index: the shard of each tensor, each a plain file name.
@@ -288,33 +329,41 @@ fn is_plain(name: &str) -> bool {
     matches!(first, Some(Component::Normal(part)) if part == name) && parts.next().is_none()
 }
 
-/// Reads the header of a safetensors file given whole: where each tensor lies. Every range is
-/// within `file`, and as long as the tensor's shape and dtype say.
-pub(crate) fn locate(file: &[u8], shard: usize) -> Result<Vec<(String, Located)>, HeaderError> {
-    let total = file.len() as u64;
-    let (length, rest) = file
-        .split_first_chunk::<8>()
+/// How many bytes the header of a safetensors file has, of which these are the first 8, and `total`
+/// all.
+pub(crate) fn header_length(start: &[u8], total: u64) -> Result<u64, HeaderError> {
+    let length = start
+        .first_chunk::<8>()
         .ok_or(HeaderError::Short { found: total })?;
     let length = u64::from_le_bytes(*length);
-    let (header, data) = usize::try_from(length)
-        .ok()
-        .filter(|_| length <= HEADER_LIMIT)
-        .and_then(|length| rest.split_at_checked(length))
-        .ok_or(HeaderError::Length {
+    if length > HEADER_LIMIT || length > total - 8 {
+        return Err(HeaderError::Length {
             found: length,
             file: total,
-        })?;
+        });
+    }
+    Ok(length)
+}
+
+/// Reads the header of a safetensors file of `total` bytes: where each tensor lies. Every range is
+/// within the file, and as long as the tensor's shape and dtype say.
+pub(crate) fn locate(
+    header: &[u8],
+    total: u64,
+    shard: usize,
+) -> Result<Vec<(String, Located)>, HeaderError> {
     // `Metadata` refuses gaps, overlaps and lengths that shape and dtype do not give; what it
     // leaves to its caller is that the last tensor ends with the file.
     let metadata = serde_json::from_slice::<Metadata>(header)
         .map_err(|error| HeaderError::Layout(error.to_string()))?;
-    if metadata.data_len() != data.len() {
+    let start = 8 + header.len();
+    let data = total - start as u64;
+    if metadata.data_len() as u64 != data {
         return Err(HeaderError::Extent {
             expected: metadata.data_len() as u64,
-            found: data.len() as u64,
+            found: data,
         });
     }
-    let start = file.len() - data.len();
     let tensors = metadata.tensors().into_iter().map(|(name, tensor)| {
         let located = Located {
             shard,

@@ -1,7 +1,7 @@
 //! The parsers of foreign bytes, for the tests that mutate and fuzz them. Each refuses or accepts,
 //! and never panics; what it accepts it also looks up, so that a place beyond the end shows.
 
-use crate::checkpoint::{locate, parse_index};
+use crate::checkpoint::{header_length, locate, parse_index};
 use crate::decoder::Decoder;
 use crate::generation::GenerationDefaults;
 use crate::{fields, gguf};
@@ -26,7 +26,11 @@ pub const ALL: [(&str, Parser); 5] = [
 /// # Panics
 /// If a tensor that it accepts has another length than its shape and dtype say: a mistake of ours.
 pub fn safetensors(file: &[u8]) -> Result<(), String> {
-    for (name, located) in locate(file, 0).map_err(|error| error.to_string())? {
+    let total = file.len() as u64;
+    let length = header_length(file, total).map_err(|error| error.to_string())?;
+    let end = usize::try_from(8 + length).map_err(|error| error.to_string())?;
+    let located = locate(&file[8..end], total, 0);
+    for (name, located) in located.map_err(|error| error.to_string())? {
         let numbers = located.shape.iter().product::<usize>();
         let bits = file[located.bytes].len() * 8;
         assert_eq!(numbers * located.dtype.bitsize(), bits, "{name}");

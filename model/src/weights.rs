@@ -2,14 +2,15 @@
 
 use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
-use crate::bytes::Map;
-use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::bytes::{Directory, Files, Flow, ReadError};
+use crate::checkpoint::{Checkpoint, CheckpointError, Shard};
 use crate::decoder::{Decoder, Mlp};
 use crate::dtype::Dtype;
+use crate::stream::{Progress, Stream};
 
 /// What transformers 5 calls tensors in memory that hold the weights of all experts of a layer.
 const PACKED: [&str; 2] = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"];
@@ -77,24 +78,24 @@ pub enum LayerRole {
 }
 
 /// A tensor as the checkpoint stores it.
-#[derive(Clone, Copy, Debug)]
-pub struct Tensor<'a> {
+#[derive(Clone, Debug)]
+pub struct Tensor {
     /// How its numbers are stored, little-endian.
     pub dtype: Dtype,
     /// Its sizes, slowest first.
-    pub shape: &'a [usize],
+    pub shape: Vec<usize>,
     /// Its numbers; as long as shape and dtype say, at no particular alignment.
-    pub bytes: &'a [u8],
+    pub bytes: Vec<u8>,
 }
 
-/// A checkpoint's weights, memory-mapped: every role that its decoder has, in the shape that it says.
-///
-/// The files must not be truncated or overwritten while this lives: reading past a new end kills
-/// the process with SIGBUS. Replace a checkpoint by renaming another over it.
+/// A checkpoint's weights: every role that its decoder has, in the shape that it says. They are where
+/// they are stored until they are read, by [`Weights::stream`] or one at a time.
 #[derive(Debug)]
 pub struct Weights {
-    shards: Vec<Map>,
+    shards: Vec<Shard>,
     places: HashMap<Role, Place>,
+    flow: Flow,
+    progress: Arc<Progress>,
 }
 
 #[derive(Clone, Debug)]
@@ -106,15 +107,23 @@ struct Place {
 }
 
 impl Weights {
-    /// Maps the checkpoint in `dir`, `model.safetensors` or shards with an index, and finds every
-    /// role of `decoder` in it. Tensors that the decoder has no role for are left alone (old
+    /// Opens the checkpoint in a directory of this host.
+    ///
+    /// # Errors
+    /// As [`Weights::of`].
+    pub fn open(dir: &Path, decoder: &Decoder) -> Result<Self, CheckpointError> {
+        Self::of(&Directory(dir), decoder)
+    }
+
+    /// Opens a checkpoint, `model.safetensors` or shards with an index, and finds every role of
+    /// `decoder` in it. Tensors that the decoder has no role for are left alone (old
     /// checkpoints store rotary frequencies, tied ones a second head), but for biases and norms of
     /// its layers: without those it would compute something else than was trained.
     ///
     /// # Errors
     /// Whatever is missing, of another shape or dtype, or not what the format says, by name.
-    pub fn open(dir: &Path, decoder: &Decoder) -> Result<Self, CheckpointError> {
-        let checkpoint = Checkpoint::open(dir)?;
+    pub fn of(files: &dyn Files, decoder: &Decoder) -> Result<Self, CheckpointError> {
+        let checkpoint = Checkpoint::open(files)?;
         if let Some(tensor) = packed(&checkpoint, decoder) {
             return Err(CheckpointError::Packed { tensor });
         }
@@ -132,42 +141,83 @@ impl Weights {
         Ok(Self {
             shards: checkpoint.into_shards(),
             places,
+            flow: files.flow(),
+            progress: Arc::default(),
         })
     }
 
-    /// The tensor for `role`; for [`Role::Head`] the embedding where the head is tied.
+    /// Reads the tensor for `role`; for [`Role::Head`] the embedding where the head is tied.
+    ///
+    /// # Errors
+    /// It cannot be read.
     ///
     /// # Panics
     /// If the decoder that the weights were opened with does not have the role: a mistake of the
     /// caller's.
-    pub fn tensor(&self, role: Role) -> Tensor<'_> {
+    pub fn tensor(&self, role: Role) -> Result<Tensor, ReadError> {
         let place = self.place(role);
-        Tensor {
+        let mut bytes = vec![0; place.bytes.len()];
+        let (shard, path) = &self.shards[place.shard];
+        let read = shard.read(place.bytes.start as u64, &mut bytes);
+        read.map_err(|error| ReadError {
+            path: path.clone(),
+            why: Arc::new(error),
+        })?;
+        Ok(Tensor {
             dtype: place.dtype,
-            shape: &place.shape,
-            bytes: &self.shards[place.shard][place.bytes.clone()],
-        }
+            shape: place.shape.clone(),
+            bytes,
+        })
     }
 
-    /// Where the tensor for `role` lies: its file, and which bytes of it. A backend may tell the
-    /// system that it will read them soon, or not again.
+    /// How the tensor for `role` is stored, and its sizes, slowest first.
     ///
     /// # Panics
     /// As [`Weights::tensor`].
-    pub fn source(&self, role: Role) -> (&File, Range<u64>) {
+    pub fn shape(&self, role: Role) -> (Dtype, &[usize]) {
         let place = self.place(role);
-        let Range { start, end } = place.bytes;
-        (self.shards[place.shard].file(), start as u64..end as u64)
+        (place.dtype, &place.shape)
     }
 
-    /// Takes the tensor for `role` out of this process's memory; it is read again when it is asked
-    /// for. The system may still have it in its cache: [`Weights::source`] tells of what to drop.
+    /// Begins to read the tensors for these roles, in this order, in memory that is bounded whatever
+    /// their sizes.
+    ///
+    /// # Errors
+    /// The host has no threads for it.
     ///
     /// # Panics
     /// As [`Weights::tensor`].
-    pub fn put_away(&self, role: Role) {
+    pub fn stream(&self, order: impl IntoIterator<Item = Role>) -> Result<Stream<'_>, ReadError> {
+        Stream::new(self, order)
+    }
+
+    /// How far all streams together have come.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
+    /// How they are best read from where they are.
+    pub(crate) fn flow(&self) -> Flow {
+        self.flow
+    }
+
+    pub(crate) fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// In which shard a tensor lies.
+    pub(crate) fn shard(&self, role: Role) -> usize {
+        self.place(role).shard
+    }
+
+    /// Where in its shard a tensor lies, and the bytes of a row. A vector is one row.
+    pub(crate) fn extent(&self, role: Role) -> (Range<usize>, usize) {
         let place = self.place(role);
-        self.shards[place.shard].put_away(&place.bytes);
+        let width = match place.shape[..] {
+            [rows, ..] if place.shape.len() > 1 => place.bytes.len() / rows.max(1),
+            _ => place.bytes.len(),
+        };
+        (place.bytes.clone(), width)
     }
 
     fn place(&self, role: Role) -> &Place {

@@ -38,7 +38,7 @@ impl Imported {
     fn rows(&self, role: Role) -> Vec<f32> {
         let decoder = Decoder::open(&self.dir()).unwrap();
         let weights = Weights::open(&self.dir(), &decoder).unwrap();
-        let tensor = weights.tensor(role);
+        let tensor = weights.tensor(role).unwrap();
         let columns = tensor.shape.get(1).copied().unwrap_or(1);
         let firsts = tensor.bytes.chunks_exact(columns * 2);
         let widen = |row: &[u8]| f32::from_le_bytes([0, 0, row[0], row[1]]);

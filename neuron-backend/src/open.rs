@@ -4,14 +4,14 @@
 use std::ffi::OsString;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SendError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use engine::Demand;
 use graph::{Bucket, Form, FormError, Packer, Port, Target, WeightFormat};
-use model::{Decoder, Weights};
+use model::{Decoder, ReadError, Weights};
 
 use crate::artifact::{Bundle, Need, Store, StoreError};
 use crate::backend::{Neuron, State};
@@ -19,7 +19,7 @@ use crate::fault;
 use crate::nrt::{self, InstanceInfo, Libnrt, NrtError, Runtime, Settings, StartError};
 use crate::rank::{Module, Piece, Rank, is_shared};
 use crate::ranks::{self, Flight, Lost, Places, Ranks};
-use crate::weights::{Source, Writer};
+use crate::weights::{Source, WriteError, Writer};
 
 /// The variable that says how many physical cores make a logical one.
 const LOGICAL: &str = "NEURON_LOGICAL_NC_CONFIG";
@@ -98,6 +98,9 @@ pub enum OpenError {
         /// Why not.
         source: io::Error,
     },
+    /// The weights cannot be read, or are not those that were stored.
+    #[error(transparent)]
+    Weights(#[from] ReadError),
     /// The process has to be started again with these variables: nothing has been touched.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -337,7 +340,9 @@ fn upload(
     ports: &Arc<[Port]>,
 ) -> Result<(), OpenError> {
     let start = Instant::now();
-    let source = Source::new(opening.decoder, opening.weights, form)?;
+    let mut source = Source::new(opening.decoder, opening.weights, form)?;
+    source.read_ahead(ports.iter().map(|port| port.content))?;
+    let source = &source;
     let channels = (0..ranks.count()).map(|_| sync_channel(WAITING));
     let (senders, receivers): (Vec<_>, Vec<_>) = channels.unzip();
     let receivers: Vec<Mutex<Option<Receiver<Piece>>>> = receivers
@@ -353,41 +358,59 @@ fn upload(
             _ => Ok(()),
         }
     });
-    let bytes = thread::scope(|scope| {
+    let made = thread::scope(|scope| {
         let writers: Vec<_> = (0..)
             .zip(senders)
             .map(|(rank, pieces)| {
                 let mut writer = source.writer(rank);
-                scope.spawn(move || make(&mut writer, ports, &pieces))
+                scope.spawn(move || {
+                    let made = make(&mut writer, ports, &pieces);
+                    // One that could not read has ended the reading for all.
+                    if let Err(WriteError::Sink(_)) = made {
+                        source.give_up();
+                    }
+                    made
+                })
             })
             .collect();
-        let bytes = writers.into_iter().map(|writer| writer.join().unwrap_or(0));
-        bytes.sum::<u64>()
+        let made = writers
+            .into_iter()
+            .map(|writer| writer.join().unwrap_or(Ok(0)));
+        made.collect::<Vec<_>>()
     });
     checked("writing the weights", &flight)?;
+    let mut bytes = 0;
+    for made in made {
+        match made {
+            Ok(written) => bytes += written,
+            Err(WriteError::Read(error)) => return Err(error.into()),
+            // Its rank has ended, and said why.
+            Err(WriteError::Sink(_)) => {}
+        }
+    }
     let seconds = start.elapsed().as_secs_f64();
     tracing::info!(mib = bytes >> 20, seconds, "weights written");
     Ok(())
 }
 
-/// Makes the pieces of a rank, until it takes no more: it says itself why.
-fn make(writer: &mut Writer<'_>, ports: &[Port], pieces: &SyncSender<Piece>) -> u64 {
+/// Makes the pieces of a rank, until it takes no more: it says itself why. Gives their bytes.
+fn make(
+    writer: &mut Writer<'_>,
+    ports: &[Port],
+    pieces: &SyncSender<Piece>,
+) -> Result<u64, WriteError<SendError<Piece>>> {
     let mut bytes = 0;
     for port in ports {
         let name: Arc<str> = port.name.as_str().into();
-        let sent = writer.write(port.content, |offset, bytes| {
+        bytes += writer.write(port.content, |offset, bytes| {
             pieces.send(Piece {
                 port: Arc::clone(&name),
                 offset,
                 bytes: bytes.to_vec(),
             })
-        });
-        match sent {
-            Ok(written) => bytes += written,
-            Err(_) => break,
-        }
+        })?;
     }
-    bytes
+    Ok(bytes)
 }
 
 fn load(ranks: &mut Ranks<State>, bundle: &Bundle) -> Result<(), OpenError> {

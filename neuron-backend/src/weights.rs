@@ -2,38 +2,38 @@
 //!
 //! A checkpoint has matrices as `[out, in]`; a module takes `[in, out]`, cut to what its rank
 //! computes, and perhaps one byte a number. They are made a piece at a time, so that a rank needs
-//! no more of the host's memory than a piece; and a tensor that every rank has read is dropped from
-//! the system's cache, because the driver needs contiguous memory of the host, and failed on a host
-//! whose cache was full of checkpoint (`neuron.md` 4.2).
+//! no more of the host's memory than a piece; and a tensor is read once for all ranks and dropped when
+//! the last has it, past the system's cache, because the driver needs contiguous memory of the host,
+//! and failed on a host whose cache was full of checkpoint (`neuron.md` 4.2).
 
 mod made;
 mod number;
+mod shelf;
 mod transpose;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use graph::narrow::{Narrow, e4m3};
 use graph::{Content, Cut, Form, FormError, Slot};
-use model::{Decoder, Role, Tensor, Weights};
-use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+use model::{Decoder, ReadError, Role, Tensor, Weights};
 
 use made::{Made, Part, Shape};
 use number::{convert, largest_of, to_bf16};
+use shelf::Shelf;
 use transpose::Columns;
 
 /// Bytes that are handed over at once, at the most.
 pub const PIECE: usize = 16 << 20;
 
 /// A checkpoint, for all ranks of a form. Each rank has a [`Writer`], in a thread of its own if it
-/// likes. Ranks should go through the contents in step: a tensor leaves the system's cache when the
-/// last of them has it.
+/// likes. Ranks should go through the contents in step: a tensor stays in memory until the last of
+/// them has it.
 #[derive(Debug)]
 pub struct Source<'a> {
     decoder: &'a Decoder,
-    weights: &'a Weights,
+    shelf: Shelf<'a>,
     form: &'a Form,
     cut: Cut,
     /// Bytes of a piece: [`PIECE`], or fewer in tests.
@@ -50,6 +50,21 @@ pub struct Writer<'a> {
     piece: Vec<u8>,
     /// Those of the matrix that was written last.
     scales: Option<(Slot, Vec<f32>)>,
+}
+
+/// Why a rank's weights were not written.
+#[derive(Debug)]
+pub enum WriteError<E> {
+    /// The checkpoint cannot be read.
+    Read(ReadError),
+    /// What the sink said.
+    Sink(E),
+}
+
+impl<E> From<ReadError> for WriteError<E> {
+    fn from(error: ReadError) -> Self {
+        Self::Read(error)
+    }
 }
 
 /// What pieces are handed to, and how many bytes were.
@@ -72,7 +87,7 @@ impl<'a> Source<'a> {
         let unread = roles.map(|role| (role, AtomicU32::new(form.ranks)));
         Ok(Self {
             decoder,
-            weights,
+            shelf: Shelf::new(weights),
             form,
             cut: Cut::of(decoder, form.ranks)?,
             piece: PIECE,
@@ -96,15 +111,25 @@ impl<'a> Source<'a> {
         Narrow::of(self.form).filter(|_| weights.is_scaled())
     }
 
-    /// Asks the system for what will be read of these tensors, in one go.
-    fn expect(&self, parts: &[Part]) {
-        for part in parts {
-            let (file, whole) = self.weights.source(part.role);
-            let tensor = self.weights.tensor(part.role);
-            let start = whole.start + rows_of(&tensor, &(0..part.rows.start)).len() as u64;
-            let bytes = start..start + rows_of(&tensor, &part.rows).len() as u64;
-            advise(file, bytes, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
-        }
+    /// Begins to read what these contents are made of, in their order, ahead of the writers.
+    ///
+    /// # Errors
+    /// The host has no threads for it.
+    pub fn read_ahead(
+        &mut self,
+        contents: impl IntoIterator<Item = Content>,
+    ) -> Result<(), ReadError> {
+        let roles = contents.into_iter().flat_map(|content| match content {
+            Content::Weight(slot) => Made::of(self.decoder, &self.cut, slot, 0).roles(),
+            _ => Vec::new(),
+        });
+        let roles: Vec<_> = roles.collect();
+        self.shelf.read_ahead(roles)
+    }
+
+    /// Lets no writer read any more: what is written would be of no use.
+    pub fn give_up(&self) {
+        self.shelf.close();
     }
 
     /// A rank has read these tensors. Those that no other has yet to read are let go.
@@ -116,20 +141,9 @@ impl<'a> Source<'a> {
             let one_less = |unread: u32| unread.checked_sub(1);
             let before = unread.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
             if before == Ok(1) {
-                // Pages that are mapped would stay in the cache.
-                self.weights.put_away(part.role);
-                let (file, whole) = self.weights.source(part.role);
-                advise(file, whole, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
+                self.shelf.let_go(part.role);
             }
         }
-    }
-}
-
-/// Tells the system of bytes to come or to go. If it does not listen, only time or memory is lost.
-fn advise(file: &File, bytes: Range<u64>, advice: PosixFadviseAdvice) {
-    let (start, len) = (bytes.start, bytes.end - bytes.start);
-    if let (Ok(start), Ok(len)) = (start.try_into(), len.try_into()) {
-        let _ = posix_fadvise(file, start, len, advice);
     }
 }
 
@@ -141,12 +155,12 @@ impl Writer<'_> {
     /// A matrix's scales are best asked for right after it: they are known then.
     ///
     /// # Errors
-    /// What `sink` gives.
+    /// What `sink` gives, or why the checkpoint cannot be read.
     pub fn write<E>(
         &mut self,
         content: Content,
         sink: impl FnMut(u64, &[u8]) -> Result<(), E>,
-    ) -> Result<u64, E> {
+    ) -> Result<u64, WriteError<E>> {
         let mut sink = Sink { sink, written: 0 };
         match content {
             Content::Rank => sink.put(&self.rank.to_le_bytes())?,
@@ -154,7 +168,7 @@ impl Writer<'_> {
             Content::RopeSin => self.write_rope(f32::sin, &mut sink)?,
             Content::Weight(slot) => self.write_weight(slot, &mut sink)?,
             Content::Scale(slot) => {
-                let scales = self.scales_of(slot);
+                let scales = self.scales_of(slot)?;
                 let bytes: Vec<_> = scales.iter().flat_map(|one| one.to_le_bytes()).collect();
                 sink.put(&bytes)?;
                 self.scales = Some((slot, scales));
@@ -173,16 +187,14 @@ impl Writer<'_> {
         &mut self,
         slot: Slot,
         sink: &mut Sink<F>,
-    ) -> Result<(), E> {
+    ) -> Result<(), WriteError<E>> {
         let source = self.source;
         match Made::of(source.decoder, &source.cut, slot, self.rank) {
             Made::Vector { parts, len } => {
-                source.expect(&parts);
                 self.write_vector(&parts, len, sink)?;
                 source.let_go(&parts);
             }
             Made::Rows { part, rows } => {
-                source.expect(std::slice::from_ref(&part));
                 self.write_rows(&part, rows, sink)?;
                 source.let_go(&[part]);
             }
@@ -197,14 +209,13 @@ impl Writer<'_> {
         slot: Slot,
         shapes: &[Shape],
         sink: &mut Sink<F>,
-    ) -> Result<(), E> {
+    ) -> Result<(), WriteError<E>> {
         let source = self.source;
         let known = self.scales.take_if(|(known, _)| *known == slot);
         let mut known = known.map(|(_, scales)| scales.into_iter());
         let mut all = Vec::new();
         for shape in shapes {
-            source.expect(&shape.parts);
-            let columns = Columns::new(source.weights, shape, source.piece);
+            let columns = Columns::new(&source.shelf, shape, source.piece)?;
             match source.narrow(slot) {
                 None => columns.write(&mut self.piece, sink, |_, dtype, bytes, out| {
                     to_bf16(dtype, bytes, out);
@@ -230,7 +241,7 @@ impl Writer<'_> {
         scales: &[f32],
         columns: &Columns<'_>,
         sink: &mut Sink<F>,
-    ) -> Result<(), E> {
+    ) -> Result<(), WriteError<E>> {
         // Matched here and not for each number, so that the loops within know the format.
         match format {
             Narrow::Fp8 { max } => {
@@ -250,20 +261,21 @@ impl Writer<'_> {
 
     /// The scales of a slot's matrices: one for each of their columns, of this rank's inputs. Products
     /// are scaled before the ranks add them up, so ranks need not agree.
-    fn scales_of(&mut self, slot: Slot) -> Vec<f32> {
+    fn scales_of(&mut self, slot: Slot) -> Result<Vec<f32>, ReadError> {
         if let Some((_, scales)) = self.scales.take_if(|(known, _)| *known == slot) {
-            return scales;
+            return Ok(scales);
         }
         let source = self.source;
         let made = Made::of(source.decoder, &source.cut, slot, self.rank);
         let (Made::Columns(shapes), Some(format)) = (made, source.narrow(slot)) else {
-            return Vec::new();
+            return Ok(Vec::new());
         };
-        let scales = shapes.iter().flat_map(|shape| {
-            let columns = Columns::new(source.weights, shape, source.piece);
-            scales_of(&columns, shape, format)
-        });
-        scales.collect()
+        let mut scales = Vec::new();
+        for shape in &shapes {
+            let columns = Columns::new(&source.shelf, shape, source.piece)?;
+            scales.extend(scales_of(&columns, shape, format));
+        }
+        Ok(scales)
     }
 
     /// A vector in F32, zero where no part is.
@@ -272,12 +284,12 @@ impl Writer<'_> {
         parts: &[Part],
         len: usize,
         sink: &mut Sink<F>,
-    ) -> Result<(), E> {
+    ) -> Result<(), WriteError<E>> {
         self.piece.clear();
         self.piece.resize(len * size_of::<f32>(), 0);
         let numbers = self.piece.as_chunks_mut().0;
         for part in parts {
-            let tensor = self.source.weights.tensor(part.role);
+            let tensor = self.source.shelf.tensor(part.role)?;
             let bytes = rows_of(&tensor, &part.rows);
             let out = &mut numbers[part.at..][..part.rows.len()];
             convert(tensor.dtype, bytes, out, f32::to_le_bytes);
@@ -291,8 +303,8 @@ impl Writer<'_> {
         part: &Part,
         rows: usize,
         sink: &mut Sink<F>,
-    ) -> Result<(), E> {
-        let tensor = self.source.weights.tensor(part.role);
+    ) -> Result<(), WriteError<E>> {
+        let tensor = self.source.shelf.tensor(part.role)?;
         let width = tensor.shape[1] * 2;
         let most = (self.source.piece / width).max(1);
         for first in (0..rows).step_by(most) {
@@ -315,7 +327,7 @@ impl Writer<'_> {
         &mut self,
         turn: fn(f32) -> f32,
         sink: &mut Sink<F>,
-    ) -> Result<(), E> {
+    ) -> Result<(), WriteError<E>> {
         let Source { decoder, form, .. } = self.source;
         let attention = &decoder.attention;
         let (frequencies, factor) = attention.rope.frequencies(attention.head_size);
@@ -351,17 +363,17 @@ fn scales_of(columns: &Columns<'_>, shape: &Shape, format: Narrow) -> Vec<f32> {
 }
 
 /// The bytes of these rows of a tensor; a vector's rows are its numbers.
-fn rows_of<'a>(tensor: &Tensor<'a>, rows: &Range<usize>) -> &'a [u8] {
+fn rows_of<'a>(tensor: &'a Tensor, rows: &Range<usize>) -> &'a [u8] {
     let width = tensor.shape[1..].iter().product::<usize>() * tensor.dtype.size();
     &tensor.bytes[rows.start * width..rows.end * width]
 }
 
 impl<F> Sink<F> {
-    fn put<E>(&mut self, piece: &[u8]) -> Result<(), E>
+    fn put<E>(&mut self, piece: &[u8]) -> Result<(), WriteError<E>>
     where
         F: FnMut(u64, &[u8]) -> Result<(), E>,
     {
-        (self.sink)(self.written, piece)?;
+        (self.sink)(self.written, piece).map_err(WriteError::Sink)?;
         self.written += piece.len() as u64;
         Ok(())
     }

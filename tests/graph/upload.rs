@@ -91,7 +91,7 @@ impl Source<'_> {
 
     /// A tensor of the checkpoint, `[out, in]` or `[out]`, as `[in, out]`.
     fn role(&self, role: Role) -> Matrix {
-        let tensor = self.weights.tensor(role);
+        let tensor = self.weights.tensor(role).expect("a tensor");
         assert_eq!(tensor.dtype, Dtype::Bf16);
         let (halves, _) = tensor.bytes.as_chunks::<2>();
         let number = |half: &[u8; 2]| f32::from_bits(u32::from(u16::from_le_bytes(*half)) << 16);

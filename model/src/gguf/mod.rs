@@ -14,11 +14,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::bytes::Map as Mapped;
 use crate::checkpoint::{CheckpointError, SINGLE};
 use crate::decoder::Decoder;
 use crate::fields::ConfigError;
 use crate::generation::GenerationDefaults;
+use crate::map::Map as Mapped;
 use crate::weights::Weights;
 use container::Container;
 use keys::Keys;

@@ -59,6 +59,16 @@ impl Made {
         }
     }
 
+    /// The tensors that it is made of, in order.
+    pub(super) fn roles(&self) -> Vec<Role> {
+        let of = |parts: &[Part]| parts.iter().map(|part| part.role).collect::<Vec<_>>();
+        match self {
+            Self::Vector { parts, .. } => of(parts),
+            Self::Rows { part, .. } => vec![part.role],
+            Self::Columns(shapes) => shapes.iter().flat_map(|shape| of(&shape.parts)).collect(),
+        }
+    }
+
     fn of_layer(
         decoder: &Decoder,
         cut: &Cut,

@@ -108,7 +108,7 @@ impl Tiny {
             .names()
             .find(|name| self.numbers.contains_key(name))
             .unwrap();
-        let width = self.weights.tensor(role).shape.get(1).copied().unwrap_or(1);
+        let width = self.weights.shape(role).1.get(1).copied().unwrap_or(1);
         self.numbers[&name][row as usize * width + column as usize]
     }
 
@@ -263,7 +263,7 @@ fn written(source: &Source<'_>, writer: &mut Writer<'_>, content: Content) -> Ve
         bytes.extend_from_slice(piece);
         Ok::<_, Infallible>(())
     });
-    assert_eq!(count, Ok(bytes.len() as u64));
+    assert_eq!(count.unwrap(), bytes.len() as u64);
     bytes
 }
 
@@ -455,5 +455,36 @@ fn what_the_sink_says_ends_the_writing() {
         calls += 1;
         if calls == 2 { Err("full") } else { Ok(()) }
     });
-    assert_eq!((stopped, calls), (Err("full"), 2));
+    assert!(
+        matches!(stopped, Err(WriteError::Sink("full"))),
+        "{stopped:?}"
+    );
+    assert_eq!(calls, 2);
+}
+
+#[test]
+fn ranks_side_by_side_write_what_was_read_ahead() {
+    let tiny = Tiny::new(FAMILIES[3], Dtype::Bf16, 1.0);
+    let form = form(2, WeightFormat::Bf16, 448);
+    let ports = ports(&tiny, &form);
+    let mut source = Source::new(&tiny.decoder, &tiny.weights, &form).unwrap();
+    source
+        .read_ahead(ports.iter().map(|port| port.content))
+        .unwrap();
+    let source = &source;
+    std::thread::scope(|scope| {
+        for rank in 0..2 {
+            let (tiny, form) = (&tiny, &form);
+            scope.spawn(move || check_rank(tiny, form, source, rank));
+        }
+    });
+    let progress = tiny.weights.progress();
+    assert!(progress.total() > 0);
+    assert_eq!(progress.read(), progress.total());
+    // Whoever comes after one has given up gets nothing.
+    source.give_up();
+    let refused = source
+        .writer(0)
+        .write(Content::Weight(Slot::Head), |_, _| Ok::<_, ()>(()));
+    assert!(matches!(refused, Err(WriteError::Read(_))), "{refused:?}");
 }

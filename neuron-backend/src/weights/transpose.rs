@@ -1,11 +1,13 @@
 //! Rows of a checkpoint's `[out, in]` as the columns of `[in, out]`.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use model::{Dtype, Tensor, Weights};
+use model::{Dtype, ReadError, Tensor};
 
-use super::Sink;
 use super::made::{Part, Shape};
+use super::shelf::Shelf;
+use super::{Sink, WriteError};
 
 /// Rows and columns that are turned at once: what is written then is a whole line of the
 /// processor's cache or two.
@@ -19,7 +21,7 @@ const RUN: usize = 8 * TILE;
 #[derive(Debug)]
 pub(super) struct Columns<'a> {
     shape: &'a Shape,
-    tensors: Vec<(Tensor<'a>, &'a Part)>,
+    tensors: Vec<(Arc<Tensor>, &'a Part)>,
     /// Bytes that are handed over at once.
     piece: usize,
 }
@@ -32,15 +34,19 @@ struct Line<'a> {
 }
 
 impl<'a> Columns<'a> {
-    pub(super) fn new(weights: &'a Weights, shape: &'a Shape, piece: usize) -> Self {
+    /// Waits for the tensors.
+    pub(super) fn new(
+        shelf: &Shelf<'_>,
+        shape: &'a Shape,
+        piece: usize,
+    ) -> Result<Self, ReadError> {
         let parts = shape.parts.iter();
-        Self {
+        let tensors = parts.map(|part| Ok((shelf.tensor(part.role)?, part)));
+        Ok(Self {
             shape,
             piece,
-            tensors: parts
-                .map(|part| (weights.tensor(part.role), part))
-                .collect(),
-        }
+            tensors: tensors.collect::<Result<_, ReadError>>()?,
+        })
     }
 
     /// Gives each column that is not padding: its place, and its numbers as the checkpoint has them.
@@ -60,7 +66,7 @@ impl<'a> Columns<'a> {
         piece: &mut Vec<u8>,
         sink: &mut Sink<F>,
         convert: impl Fn(usize, Dtype, &[u8], &mut [[u8; W]]),
-    ) -> Result<(), E> {
+    ) -> Result<(), WriteError<E>> {
         let Shape {
             inputs, outputs, ..
         } = *self.shape;
@@ -112,13 +118,13 @@ impl<'a> Columns<'a> {
     }
 
     /// Row `row` of a part, and of it these inputs of the matrix.
-    fn line(
+    fn line<'t>(
         &self,
-        tensor: &Tensor<'a>,
+        tensor: &'t Tensor,
         part: &Part,
         row: usize,
         inputs: &Range<usize>,
-    ) -> Line<'a> {
+    ) -> Line<'t> {
         let size = tensor.dtype.size();
         let start = (part.rows.start + row) * tensor.shape[1] + self.shape.of.start;
         Line {
