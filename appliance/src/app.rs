@@ -2,7 +2,7 @@
 //! is needed.
 
 use std::ffi::OsString;
-use std::io::{self, IsTerminal as _};
+use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -10,17 +10,22 @@ use std::time::{Duration, Instant};
 
 use engine::Lost;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use crate::api;
-use crate::config::{ConfigError, Flags, Live, LogFormat, Resolved};
+use crate::api::{self, Control};
+use crate::config::{ConfigError, Flags, Live, Resolved, Scope};
 use crate::drain::{self, Cut, Signals};
 use crate::drivers::{self, DriverError};
+use crate::follow::{Reload, Sources, SourcesError, Unread, Wanted};
 use crate::health::{Health, Phase};
+use crate::host::AccountError;
 use crate::http;
+use crate::log;
 use crate::metrics::Metrics;
-use crate::opening::{self, LoadError, Opened, Progress};
+use crate::opening::{self, LoadError, Opened, Place, Progress};
 use crate::served::Served;
+use crate::status::Board;
+use crate::swap::{Failed, Swap};
 
 /// Threads of the event loop. The device's own threads need the cores more; with two, one that
 /// parses a large request does not keep the other from answering.
@@ -41,6 +46,9 @@ pub enum Failure {
     /// The settings are not valid.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no account to take settings from.
+    #[error(transparent)]
+    Account(#[from] AccountError),
     /// The model cannot be served.
     #[error("cannot serve {model}: {why}")]
     Model {
@@ -69,6 +77,15 @@ pub enum Failure {
     Cut,
 }
 
+impl From<SourcesError> for Failure {
+    fn from(error: SourcesError) -> Self {
+        match error {
+            SourcesError::Config(error) => error.into(),
+            SourcesError::Account(error) => error.into(),
+        }
+    }
+}
+
 impl Failure {
     /// What the environment has to say before the device can be used, if that is all that is wrong: the
     /// program is to start itself again.
@@ -82,16 +99,18 @@ impl Failure {
         }
     }
 
+    /// Whether another start may find the device well.
+    fn is_of_device(&self) -> bool {
+        matches!(self, Self::Model { why, .. } if why.is_of_device())
+    }
+
     /// [`USAGE`] where starting again with the same settings is no use, 70 where the device failed,
     /// 1 where the host may be better next time, or not all requests had finished.
     pub fn code(&self) -> ExitCode {
         match self {
-            Self::Lost(_)
-            | Self::Model {
-                why: LoadError::Driver(DriverError::Device { .. }) | LoadError::Lost(_),
-                ..
-            } => LOST.into(),
-            Self::Config(_) | Self::Model { .. } => USAGE.into(),
+            Self::Lost(_) => LOST.into(),
+            Self::Model { .. } if self.is_of_device() => LOST.into(),
+            Self::Config(_) | Self::Account(_) | Self::Model { .. } => USAGE.into(),
             Self::Listen { .. } | Self::Host(_) | Self::Cut => ExitCode::FAILURE,
         }
     }
@@ -102,113 +121,329 @@ impl Failure {
 /// # Errors
 /// Why it ended otherwise.
 pub fn serve(flags: &Flags) -> Result<(), Failure> {
-    let raw = flags.resolve()?;
-    if flags.print_config {
-        print!("{raw}");
-    }
-    let settings = Resolved::parse(&raw)?;
-    if flags.print_config {
-        return Ok(());
-    }
-    log(&settings);
-    let unknown = Flags::unknown_variables().into_iter();
-    for (variable, nearest) in unknown.filter(|(name, _)| !drivers::VARIABLES.contains(&&**name)) {
-        tracing::warn!(variable, nearest, "this environment variable is no setting");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(EVENT_LOOP_THREADS)
         .max_blocking_threads(BLOCKING_THREADS)
         .thread_name("http")
         .enable_all()
         .build()?;
-    let ended = runtime.block_on(run(Arc::new(settings)));
+    let ended = runtime.block_on(async {
+        match flags.print_config {
+            true => print(flags).await,
+            false => run(flags).await,
+        }
+    });
     // A load that was interrupted must not keep the process.
     runtime.shutdown_background();
     ended
 }
 
-/// Log lines and panics go to standard error, as the settings say.
-fn log(settings: &Resolved) {
-    let lines = tracing_subscriber::fmt()
-        .with_max_level(settings.log_level)
-        .with_target(false)
-        .with_writer(io::stderr);
-    let set = match settings.log_format {
-        LogFormat::Human => {
-            let lines = lines.with_ansi(io::stderr().is_terminal());
-            tracing::subscriber::set_global_default(lines.finish())
-        }
-        LogFormat::Json => {
-            let lines = lines.json().flatten_event(true).with_span_list(false);
-            tracing::subscriber::set_global_default(lines.finish())
-        }
-    };
-    debug_assert!(set.is_ok(), "logging is set up once");
-    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
+/// Shows the settings and where each came from.
+async fn print(flags: &Flags) -> Result<(), Failure> {
+    let sources = Sources::find(flags).await?;
+    let (raw, why) = sources.all().await?;
+    print!("{raw}");
+    match why {
+        None => {}
+        Some(Unread::Refused(why)) => return Err(why.into()),
+        Some(Unread::Away(why)) => eprintln!("appliance: {why}: what it has is not shown"),
+    }
+    Resolved::parse(&raw)?;
+    Ok(())
 }
 
-async fn run(settings: Arc<Resolved>) -> Result<(), Failure> {
+async fn run(flags: &Flags) -> Result<(), Failure> {
     let start = Instant::now();
+    let early = Resolved::early(&flags.layers()?.raw())?;
+    let level = log::begin(early.log_format, early.log_level);
+    let unknown = Flags::unknown_variables().into_iter();
+    for (variable, nearest) in unknown.filter(|(name, _)| !drivers::VARIABLES.contains(&&**name)) {
+        tracing::warn!(variable, nearest, "this environment variable is no setting");
+    }
     let mut signals = Signals::take()?;
-    let address = settings.listen;
+    let sources = Arc::new(Sources::find(flags).await?);
+    let early = Resolved::early(&sources.early()?)?;
+    let address = early.listen;
     let listener =
         (TcpListener::bind(address).await).map_err(|why| Failure::Listen { address, why })?;
     let address = listener.local_addr()?;
-    let model = settings.model.to_string();
-    tracing::info!(%address, model, "listening; loading the model");
+    tracing::info!(%address, "listening");
 
-    let metrics = Metrics::new();
-    metrics.phase("loading");
-    tokio::spawn(metrics.clone().keep_rendered());
-    let (phase, view) = watch::channel(Phase::Loading("the model is being loaded".to_owned()));
+    let (phase, view) = watch::channel(Phase::Loading("the settings are being read".to_owned()));
+    let (ask, asked) = mpsc::channel(RELOADS);
+    let server = Server {
+        address,
+        settings: Live::new(early.clone()),
+        level,
+        phase,
+        metrics: Metrics::new(),
+        board: Board::new(),
+        sources,
+    };
+    server.metrics.phase("loading");
+    tokio::spawn(server.metrics.clone().keep_rendered());
+    server.keep_status_written();
     let context = api::Context {
         health: Health::new(view),
-        metrics: metrics.clone(),
-        settings: Live::new((*settings).clone()),
+        metrics: server.metrics.clone(),
+        settings: server.settings.clone(),
+        control: Control {
+            board: server.board.clone(),
+            ask,
+        },
     };
-    let http = http::Server::start(listener, api::router(context), &settings, metrics.clone());
+    let http = http::Server::start(
+        listener,
+        api::router(context),
+        &early,
+        server.metrics.clone(),
+    );
 
-    let progress = {
-        let phase = phase.clone();
-        Progress::new(move |what| {
-            phase.send_replace(Phase::Loading(what.to_owned()));
-        })
-    };
-    let opened = tokio::select! {
-        opened = opening::open(&settings, &metrics, &progress) => opened,
+    let progress = server.boot_progress();
+    let mut wanted = tokio::select! {
+        first = server.sources.first(&progress, &server.board) => {
+            server.follow(first?, asked)
+        }
         () = signals.next() => return Ok(()),
     };
-    let Opened { served, dispatch } = opened.map_err(|why| Failure::Model { model, why })?;
-    metrics.phase("ready");
-    phase.send_replace(Phase::Ready(Arc::clone(&served)));
-    announce(address, &served, start.elapsed());
-
-    tokio::select! {
-        ended = dispatch.ended() => {
-            let lost = ended.err().unwrap_or_else(|| Lost(engine::Cause("the engine ended".to_owned())));
-            metrics.phase("failed");
-            drain::fail(&lost, &dispatch, &phase, http).await;
-            Err(lost.into())
-        }
-        () = signals.next() => {
-            metrics.phase("draining");
-            let grace = settings.grace;
-            let drained = drain::drain(served, &dispatch, &phase, http, grace, &mut signals).await;
-            drained.map_err(|cut| match cut {
-                Cut::Lost(lost) => lost.into(),
-                Cut::Now => Failure::Cut,
-            })?;
-            tracing::info!("drained");
-            Ok(())
-        }
-    }
+    let opened = tokio::select! {
+        opened = server.open(&mut wanted) => opened?,
+        () = signals.next() => return Ok(()),
+    };
+    server.announce(&opened.served, start.elapsed());
+    server.serve(opened, wanted, http, signals).await
 }
 
-fn announce(address: SocketAddr, served: &Served, took: Duration) {
-    let seconds = took.as_secs_f64();
-    tracing::info!(%address, model = served.name, seconds, "ready");
-    tracing::info!(
-        "try: curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \
-         -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}}],\"stream\":true}}'"
-    );
+/// Requests to read the settings anew that may wait.
+const RELOADS: usize = 16;
+
+/// A server's life: what it is made of, and what it is told.
+#[derive(Debug)]
+struct Server {
+    address: SocketAddr,
+    settings: Live,
+    level: log::Level,
+    phase: watch::Sender<Phase>,
+    metrics: Metrics,
+    board: Board,
+    sources: Arc<Sources>,
+}
+
+/// Settings that are wanted, whenever they change.
+type Changes = watch::Receiver<Arc<Wanted>>;
+
+impl Server {
+    /// Tells the parameter store what the server says of itself, if it may.
+    fn keep_status_written(&self) {
+        let instance = self
+            .sources
+            .account
+            .as_ref()
+            .and_then(|account| account.identity.instance.clone());
+        if let (Some(parameters), Some(instance)) = (self.sources.parameters(), instance) {
+            tokio::spawn(
+                self.board
+                    .clone()
+                    .keep_written(parameters.clone(), instance),
+            );
+        }
+    }
+
+    /// Has the settings followed from `first` on.
+    fn follow(&self, first: Wanted, asked: mpsc::Receiver<Reload>) -> Changes {
+        let (sender, changes) = watch::channel(Arc::new(first));
+        let (board, metrics) = (self.board.clone(), self.metrics.clone());
+        tokio::spawn(Arc::clone(&self.sources).follow(sender, asked, board, metrics));
+        changes
+    }
+
+    /// Tells who asks for work what is being done instead.
+    fn boot_progress(&self) -> Progress {
+        let (phase, board) = (self.phase.clone(), self.board.clone());
+        Progress::new(move |what| {
+            tracing::info!("{what}");
+            board.state("loading", what);
+            phase.send_replace(Phase::Loading(what.to_owned()));
+        })
+    }
+
+    /// Tells the operator what is being done while another model serves.
+    fn swap_progress(&self) -> Progress {
+        let board = self.board.clone();
+        Progress::new(move |what| {
+            tracing::info!("the next model: {what}");
+            board.state("swapping", what);
+        })
+    }
+
+    /// Settings that hold at once do from here on.
+    fn apply(&self, wanted: &Wanted) {
+        self.level.set(wanted.settings.log_level);
+        self.settings.replace(Arc::clone(&wanted.settings));
+    }
+
+    /// Opens the first model. Where settings can change by themselves it waits for better ones if those
+    /// that it has cannot be served.
+    async fn open(&self, wanted: &mut Changes) -> Result<Opened, Failure> {
+        loop {
+            let now = Arc::clone(&wanted.borrow_and_update());
+            self.apply(&now);
+            let progress = self.boot_progress();
+            let opened = opening::open(&now.settings, Place::Alone, &self.metrics, &progress).await;
+            let why = match opened {
+                Ok(opened) => {
+                    self.phase
+                        .send_replace(Phase::Ready(Arc::clone(&opened.served)));
+                    self.metrics.phase("ready");
+                    self.serves(&now);
+                    return Ok(opened);
+                }
+                Err(why) => Failure::Model {
+                    model: now.model(),
+                    why,
+                },
+            };
+            if why.environment().is_some()
+                || why.is_of_device()
+                || self.sources.parameters().is_none()
+            {
+                return Err(why);
+            }
+            tracing::error!("{why}; waiting for other settings");
+            self.board.state("failed", &why.to_string());
+            self.metrics.phase("failed");
+            self.phase.send_replace(Phase::Failed(why.to_string()));
+            if wanted.changed().await.is_err() {
+                return Err(why);
+            }
+        }
+    }
+
+    /// A model serves with these settings.
+    fn serves(&self, wanted: &Wanted) {
+        self.board.serves(&wanted.model(), &wanted.digest());
+        self.sources.remember(wanted);
+    }
+
+    fn announce(&self, served: &Served, took: Duration) {
+        let (seconds, address) = (took.as_secs_f64(), self.address);
+        tracing::info!(%address, model = served.name, seconds, "ready");
+        tracing::info!(
+            "try: curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \
+             -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}}],\"stream\":true}}'"
+        );
+    }
+
+    /// Serves until a signal or the loss of the device, and follows the settings meanwhile.
+    async fn serve(
+        &self,
+        opened: Opened,
+        mut wanted: Changes,
+        http: http::Server,
+        mut signals: Signals,
+    ) -> Result<(), Failure> {
+        let mut applied = Arc::clone(&wanted.borrow());
+        let mut current = Some(opened);
+        loop {
+            let Some(ending) = current.as_ref().map(|opened| opened.dispatch.ending()) else {
+                return Err(Failure::Host(io::Error::other("no model serves")));
+            };
+            tokio::select! {
+                ended = ending.ended() => {
+                    let ended_alone = || Lost(engine::Cause("the engine ended".to_owned()));
+                    let lost = ended.err().unwrap_or_else(ended_alone);
+                    self.metrics.phase("failed");
+                    drain::fail(&lost, &ending, &self.phase, http).await;
+                    return Err(lost.into());
+                }
+                () = signals.next() => return self.drain(current, http, signals).await,
+                changed = wanted.changed() => if changed.is_err() {
+                    // Nobody follows the settings any more.
+                    std::future::pending::<()>().await;
+                },
+            }
+            let new = Arc::clone(&wanted.borrow_and_update());
+            self.apply(&new);
+            let changes = new.raw.changes(&applied.raw, Scope::Model);
+            if changes.is_empty() {
+                self.serves(&new);
+                applied = new;
+                continue;
+            }
+            tracing::info!(changes = changes.join(", "), "the model is being changed");
+            let swapped = tokio::select! {
+                swapped = self.swap(&mut current, &applied, &new) => swapped,
+                () = signals.next() => return self.drain(current, http, signals).await,
+                Err(lost) = ending.ended() => Err(Failed::Lost(lost.into())),
+            };
+            match swapped {
+                Ok(()) => applied = new,
+                Err(Failed::Kept(_)) => {}
+                Err(Failed::Lost(why)) => {
+                    let (model, why) = (applied.model(), why);
+                    self.metrics.phase("failed");
+                    self.phase.send_replace(Phase::Failed(why.to_string()));
+                    return Err(Failure::Model { model, why });
+                }
+            }
+        }
+    }
+
+    /// Puts the model of `new` in the place of the one that serves, and tells how it went.
+    async fn swap(
+        &self,
+        current: &mut Option<Opened>,
+        old: &Wanted,
+        new: &Wanted,
+    ) -> Result<(), Failed> {
+        let start = Instant::now();
+        let swap = Swap {
+            phase: &self.phase,
+            metrics: &self.metrics,
+            progress: &self.swap_progress(),
+            grace: new.settings.grace,
+        };
+        let swapped = swap.run(current, &old.settings, &new.settings).await;
+        let (model, seconds) = (new.model(), start.elapsed().as_secs_f64());
+        match &swapped {
+            Ok(()) => {
+                tracing::info!(model, seconds, "the model has been changed");
+                self.metrics.swapped("done");
+                self.serves(new);
+            }
+            Err(Failed::Kept(why)) => {
+                tracing::error!(model, "{why}; the model before stays");
+                self.metrics.swapped("kept");
+                self.board.kept(&format!("cannot serve {model}: {why}"));
+            }
+            Err(Failed::Lost(why)) => {
+                tracing::error!(model, "{why}");
+                self.metrics.swapped("lost");
+                self.board.state("failed", &why.to_string());
+            }
+        }
+        swapped
+    }
+
+    /// Lets what runs finish, then closes.
+    async fn drain(
+        &self,
+        current: Option<Opened>,
+        http: http::Server,
+        mut signals: Signals,
+    ) -> Result<(), Failure> {
+        self.metrics.phase("draining");
+        self.board.state("draining", "");
+        let Some(Opened { served, dispatch }) = current else {
+            return Ok(());
+        };
+        let (ending, grace) = (dispatch.ending(), self.settings.now().grace);
+        let drained = drain::drain(served, &ending, &self.phase, http, grace, &mut signals).await;
+        drained.map_err(|cut| match cut {
+            Cut::Lost(lost) => lost.into(),
+            Cut::Now => Failure::Cut,
+        })?;
+        tracing::info!("drained");
+        Ok(())
+    }
 }

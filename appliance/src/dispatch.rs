@@ -44,14 +44,27 @@ impl Drop for Replicas {
     }
 }
 
-/// Tells when the engines have ended and let go of their devices. Keeps nothing alive.
-#[derive(Debug)]
-pub(crate) struct Freed(Vec<Mailbox>);
+/// The end of a model's engines. Keeps none of them alive; cloning is of the same.
+#[derive(Clone, Debug)]
+pub(crate) struct Ending(Arc<[Mailbox]>);
 
-impl Freed {
-    /// Waits for it.
-    pub(crate) async fn wait(&self) {
-        for mailbox in &self.0 {
+impl Ending {
+    /// Ends every request of every replica with `why`, and then the replicas.
+    pub(crate) fn end(&self, why: &str) {
+        for mailbox in &*self.0 {
+            mailbox.end(why);
+        }
+    }
+
+    /// Waits until a replica has lost its device, or all have ended as they were told to.
+    pub(crate) async fn ended(&self) -> Result<(), Lost> {
+        let ended = self.0.iter().map(|mailbox| Box::pin(mailbox.ended()));
+        futures_util::future::try_join_all(ended).await.map(drop)
+    }
+
+    /// Waits until all have ended and let go of their devices.
+    pub(crate) async fn freed(&self) {
+        for mailbox in &*self.0 {
             mailbox.freed().await;
         }
     }
@@ -161,28 +174,14 @@ impl Dispatch {
         (blocks, choices)
     }
 
-    /// Ends every request of every replica with `why`, and then the replicas.
-    pub(crate) fn end(&self, why: &str) {
-        for Replica { mailbox, .. } in &self.replicas.0 {
-            mailbox.end(why);
-        }
-    }
-
-    /// Tells when they have ended and let go of their devices.
-    pub(crate) fn freed(&self) -> Freed {
+    /// How they end, and how to end them.
+    pub(crate) fn ending(&self) -> Ending {
         let mailboxes = self.replicas.0.iter();
-        Freed(
+        Ending(
             mailboxes
                 .map(|Replica { mailbox, .. }| mailbox.clone())
                 .collect(),
         )
-    }
-
-    /// Waits until a replica has lost its device, or all have ended as they were told to.
-    pub(crate) async fn ended(&self) -> Result<(), Lost> {
-        let ended =
-            (self.replicas.0.iter()).map(|Replica { mailbox, .. }| Box::pin(mailbox.ended()));
-        futures_util::future::try_join_all(ended).await.map(drop)
     }
 
     fn prefixes(&self) -> std::sync::MutexGuard<'_, Prefixes> {

@@ -7,7 +7,7 @@ use engine::Lost;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
-use crate::dispatch::Dispatch;
+use crate::dispatch::Ending;
 use crate::health::Phase;
 use crate::http;
 use crate::served::Served;
@@ -55,7 +55,7 @@ pub(crate) enum Cut {
 /// What came in between.
 pub(crate) async fn drain(
     served: Arc<Served>,
-    dispatch: &Dispatch,
+    ending: &Ending,
     phase: &watch::Sender<Phase>,
     http: http::Server,
     grace: Duration,
@@ -72,10 +72,10 @@ pub(crate) async fn drain(
             tracing::warn!("the grace period is over: ending what still runs");
             None
         }
-        ended = dispatch.ended() => ended.err(),
+        ended = ending.ended() => ended.err(),
         () = signals.next() => return Err(Cut::Now),
     };
-    dispatch.end("the server is shutting down");
+    ending.end("the server is shutting down");
     tokio::select! {
         () = http.close(LAST_BYTES) => {}
         () = signals.next() => return Err(Cut::Now),
@@ -86,12 +86,12 @@ pub(crate) async fn drain(
 /// The device is lost: every client gets to know, those of other replicas too, then the server closes.
 pub(crate) async fn fail(
     lost: &Lost,
-    dispatch: &Dispatch,
+    ending: &Ending,
     phase: &watch::Sender<Phase>,
     http: http::Server,
 ) {
     phase.send_replace(Phase::Failed(lost.to_string()));
-    dispatch.end(&lost.to_string());
+    ending.end(&lost.to_string());
     tokio::time::timeout(LAST_BYTES, http.work_done())
         .await
         .ok();

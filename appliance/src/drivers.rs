@@ -53,6 +53,14 @@ pub enum DriverError {
         /// What they are to be.
         variables: Vec<(&'static str, OsString)>,
     },
+    /// The device has no room for the model, or none beside the one that it holds: nothing has been touched.
+    #[error("the {name} device has no room for the model: {why}")]
+    NoRoom {
+        /// The device's name.
+        name: &'static str,
+        /// What is missing.
+        why: String,
+    },
     /// The device failed as the model was opened: another start may find it well.
     #[error("the {name} device failed as the model was opened: {why}")]
     Device {
@@ -89,6 +97,8 @@ pub struct Load<'a> {
     pub precision: config::Precision,
     /// How many devices it is opened on.
     pub replicas: u32,
+    /// Whether a model serves on the device already.
+    pub beside: bool,
     /// Where modules compiled ahead are.
     pub artifacts: Option<&'a Path>,
     /// How long a step may take before the device counts as hung.
@@ -218,9 +228,12 @@ fn open_cpu(load: &Load<'_>) -> Opened {
     let replicas = (0..load.replicas).map(|_| {
         let opened = cpu_backend::open(load.decoder, load.weights, precision, &demand);
         let opened = opened.map(|cpu| Box::new(cpu) as Box<dyn Backend>);
-        opened.map_err(|error| DriverError::Open {
-            name,
-            why: error.to_string(),
+        opened.map_err(|error| {
+            let why = error.to_string();
+            match error {
+                cpu_backend::OpenError::Memory { .. } => DriverError::NoRoom { name, why },
+                _ => DriverError::Open { name, why },
+            }
         })
     });
     replicas.collect()
@@ -239,6 +252,11 @@ fn open_neuron(load: &Load<'_>) -> Opened {
         }
     };
     let artifacts = load.artifacts.ok_or(DriverError::Artifacts { name })?;
+    if load.beside {
+        // Its cores and their memory are taken whole.
+        let why = "it holds one model at a time".to_owned();
+        return Err(DriverError::NoRoom { name, why });
+    }
     let opened = neuron_backend::open(&neuron_backend::Opening {
         source: load.source,
         decoder: load.decoder,

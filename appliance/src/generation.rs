@@ -560,7 +560,7 @@ mod tests {
                 matches!(&reason, Reason::Failed(told) if told.contains(why)),
                 "{reason:?}"
             );
-            let lost = server.dispatch.ended().await.unwrap_err();
+            let lost = server.dispatch.ending().ended().await.unwrap_err();
             let refused = server.generator.start(ask(1)).await.unwrap_err();
             assert_eq!(refused, Refusal::Engine(Refused::Lost(lost)));
         }
@@ -571,10 +571,10 @@ mod tests {
         let server = server(8, None);
         let mut generation = server.generator.start(ask(4000)).await.unwrap();
         generation.next().await.unwrap();
-        server.dispatch.end("closing time");
+        server.dispatch.ending().end("closing time");
         let (.., reason) = read(&mut generation).await;
         assert_eq!(reason, Reason::Failed("closing time".to_owned()));
-        assert_eq!(server.dispatch.ended().await, Ok(()));
+        assert_eq!(server.dispatch.ending().ended().await, Ok(()));
         let refused = server.generator.start(ask(1)).await.unwrap_err();
         assert_eq!(refused, Refusal::Draining);
     }

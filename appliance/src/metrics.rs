@@ -133,6 +133,18 @@ impl Metrics {
         }
     }
 
+    /// New settings were refused.
+    pub(crate) fn settings_refused(&self) {
+        self.shared.http.refused_settings.inc();
+        self.change();
+    }
+
+    /// A change of the model was `done`, or the model before was `kept`, or `lost` too.
+    pub(crate) fn swapped(&self, outcome: &str) {
+        self.shared.http.swaps.with_label_values(&[outcome]).inc();
+        self.change();
+    }
+
     /// What a model that is being opened will be measured by.
     pub(crate) fn of_model(&self) -> ModelMetrics {
         ModelMetrics {
@@ -362,6 +374,8 @@ struct Http {
     duration: HistogramVec,
     connections: IntGauge,
     phases: [IntGauge; 4],
+    refused_settings: IntCounter,
+    swaps: IntCounterVec,
 }
 
 impl Http {
@@ -384,6 +398,16 @@ impl Http {
                 let opts = makers.opts("appliance_phase", "1 for the phase that the server is in");
                 makers.add(IntGauge::with_opts(opts.const_label("phase", phase)))
             }),
+            refused_settings: makers.counter(
+                "appliance_config_rejected_total",
+                "Times that new settings were refused; those before stayed in force",
+            ),
+            swaps: makers.counters(
+                "appliance_model_swaps_total",
+                "Changes of the model, by how they went",
+                "outcome",
+                &["done", "kept", "lost"],
+            ),
         }
     }
 }

@@ -8,7 +8,7 @@ use engine::{
 };
 use model::{Decoder, GenerationDefaults, Weights};
 
-use crate::config::Resolved;
+use crate::config::{self, Resolved};
 use crate::device_metrics;
 use crate::dispatch::Dispatch;
 use crate::drivers::{self, DriverError, Load};
@@ -17,7 +17,7 @@ use crate::generation::{Ask, Generator, Piece, Reason, Refusal};
 use crate::health::Pulse;
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::served::Served;
-use crate::source::{Hub, SourceError};
+use crate::source::{Hub, Source, SourceError};
 use crate::text::{Template, TemplateError, TextError, Tokenizer};
 
 /// How long the model may take to produce its first token.
@@ -32,6 +32,9 @@ pub enum LoadError {
     /// Its files cannot be had.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// None is named.
+    #[error(transparent)]
+    Settings(#[from] config::ConfigError),
     /// Its config.json or generation_config.json is not one we can use.
     #[error(transparent)]
     Config(#[from] model::ConfigError),
@@ -105,6 +108,15 @@ pub(crate) struct Opened {
     pub(crate) dispatch: Dispatch,
 }
 
+/// Where a model is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Place {
+    /// On a device that holds nothing else of ours.
+    Alone,
+    /// Beside a model that serves, which must not be harmed.
+    Beside,
+}
+
 /// Opens the model that `settings` name, off the event loop, and has it prove itself. From then on it is
 /// the one that `metrics` measure.
 ///
@@ -112,6 +124,7 @@ pub(crate) struct Opened {
 /// What keeps it from serving. Nothing of it is left.
 pub(crate) async fn open(
     settings: &Arc<Resolved>,
+    place: Place,
     metrics: &Metrics,
     progress: &Progress,
 ) -> Result<Opened, LoadError> {
@@ -119,13 +132,13 @@ pub(crate) async fn open(
     let loading = {
         let settings = Arc::clone(settings);
         let (metrics, measured, progress) = (metrics.clone(), measured.clone(), progress.clone());
-        tokio::task::spawn_blocking(move || load(&settings, &metrics, &measured, &progress))
+        tokio::task::spawn_blocking(move || load(&settings, place, &metrics, &measured, &progress))
     };
     let loaded = loading.await;
     let (opened, profile) = loaded.map_err(|error| LoadError::Host(error.to_string()))??;
     progress.say("the model is proving that it generates");
     if let Err(why) = self_test(&opened.served).await {
-        let ended = tokio::time::timeout(LAST_WORDS, opened.dispatch.ended()).await;
+        let ended = tokio::time::timeout(LAST_WORDS, opened.dispatch.ending().ended()).await;
         return Err(match ended {
             Ok(Err(lost)) => lost.into(),
             Ok(Ok(())) | Err(_) => why,
@@ -137,25 +150,27 @@ pub(crate) async fn open(
 }
 
 /// The model's name in the API.
-fn name(settings: &Resolved) -> String {
+fn name(settings: &Resolved, source: &Source) -> String {
     let name = settings.served_model_name.clone();
-    name.unwrap_or_else(|| settings.model.name())
+    name.unwrap_or_else(|| source.name())
 }
 
 /// From the model's source to engines that turn.
 fn load(
     settings: &Resolved,
+    place: Place,
     metrics: &Metrics,
     measured: &ModelMetrics,
     progress: &Progress,
 ) -> Result<(Opened, Profile), LoadError> {
+    let source = settings.source()?;
     let driver = drivers::find(settings.backend)?;
     if let Some(reader) = driver.gauges() {
         let kept = device_metrics::keep(reader, metrics.clone());
         kept.map_err(|error| LoadError::Host(error.to_string()))?;
     }
     progress.say("the model is being fetched");
-    let dir = settings.model.local(&hub(settings))?;
+    let dir = source.local(&hub(settings))?;
     progress.say("the model is being opened");
     let decoder = Decoder::open(&dir)?;
     let defaults = GenerationDefaults::open(&dir)?;
@@ -164,11 +179,12 @@ fn load(
     let weights = Weights::open(&dir, &decoder)?;
     let demand = demand(settings, &decoder)?;
     let devices = driver.open(&Load {
+        beside: place == Place::Beside,
         precision: settings.dtype,
         replicas: settings.replicas.get(),
         artifacts: settings.artifacts.as_deref(),
         patience: settings.device_timeout,
-        source: &settings.model.to_string(),
+        source: &source.to_string(),
         decoder: &decoder,
         weights: &weights,
         demand: &demand,
@@ -199,7 +215,7 @@ fn load(
     );
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH);
     let served = Served {
-        name: name(settings),
+        name: name(settings, source),
         created: since_epoch.unwrap_or_default().as_secs(),
         context,
         vocabulary: profile.vocabulary,

@@ -144,7 +144,7 @@ impl Prepare {
             return Ok(());
         }
         let store = store(&settings)?;
-        let source = settings.model.to_string();
+        let source = settings.source()?.to_string();
         let identity = Identity::of(source.clone(), &directory)
             .with_context(|| format!("cannot read the model in {}", directory.display()))?;
         let stop = stop_on_signal()?;
@@ -193,7 +193,7 @@ impl Wanted {
             settings.hub_token.clone(),
             settings.cache_dir.clone(),
         );
-        let directory = settings.model.local(&hub)?;
+        let directory = settings.source()?.local(&hub)?;
         let decoder = Decoder::open(&directory)?;
         let wish = self.wish(&settings, &decoder)?;
         Ok(Prospect {

@@ -98,6 +98,20 @@ impl ApiError {
         Self::refused(StatusCode::METHOD_NOT_ALLOWED, message)
     }
 
+    /// The key is missing or not known here.
+    pub(super) fn bad_key(message: &str) -> Self {
+        Self {
+            code: Some("invalid_api_key"),
+            ..Self::refused(StatusCode::UNAUTHORIZED, message)
+        }
+    }
+
+    /// There is no key for the places of operators.
+    pub(super) fn admin_closed() -> Self {
+        let message = "This place is closed: set the server's admin-key to open it.";
+        Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+    }
+
     /// The body is larger than `limit` bytes.
     pub(super) fn too_large(limit: u64) -> Self {
         let message = format!(

@@ -1,5 +1,6 @@
 //! Wire dialects: bodies to asks, pieces to chunks. Nothing here knows a socket.
 
+mod admin;
 mod body;
 mod chat;
 mod completions;
@@ -29,16 +30,18 @@ use axum::Router;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::from_fn_with_state;
 use engine::TokenId;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc};
 
 use self::error::ApiError;
 use self::params::Facts;
 use self::run::Run;
 use crate::config::Live;
+use crate::follow::Reload;
 use crate::generation::Ask;
 use crate::health::{Health, Phase};
 use crate::metrics::Metrics;
 use crate::served::Served;
+use crate::status::Board;
 
 /// What every handler can reach. Cloning shares it.
 #[derive(Clone, Debug)]
@@ -49,6 +52,17 @@ pub struct Context {
     pub metrics: Metrics,
     /// The settings.
     pub settings: Live,
+    /// What operators see and do.
+    pub(crate) control: Control,
+}
+
+/// What operators see and do. Cloning shares it.
+#[derive(Clone, Debug)]
+pub(crate) struct Control {
+    /// What the server says of itself.
+    pub(crate) board: Board,
+    /// Has the settings read anew.
+    pub(crate) ask: mpsc::Sender<Reload>,
 }
 
 /// All routes.
@@ -57,7 +71,11 @@ pub fn router(context: Context) -> Router {
     places::all()
         .into_iter()
         .fold(Router::new(), |router, place| {
-            router.route(place.about.path, place.served_by)
+            let served_by = match place.about.path.starts_with(admin::PLACES) {
+                true => (place.served_by).layer(from_fn_with_state(api.clone(), admin::guard)),
+                false => place.served_by,
+            };
+            router.route(place.about.path, served_by)
         })
         .fallback(async |uri: Uri| ApiError::no_route(uri.path()))
         .method_not_allowed_fallback(async |method: Method, uri: Uri| {

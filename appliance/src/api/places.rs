@@ -12,7 +12,7 @@ use super::conversation::ConversationFields;
 use super::openapi::{self, About};
 use super::params::Params;
 use super::tokenize::{DetokenizeFields, TokenizeFields};
-use super::{Api, chat, completions, models, probes, tokenize};
+use super::{Api, admin, chat, completions, models, probes, tokenize};
 
 const JSON: &[&str] = &["application/json"];
 const JSON_OR_EVENTS: &[&str] = &["application/json", "text/event-stream"];
@@ -29,6 +29,7 @@ pub(super) fn all() -> Vec<Place> {
     places.extend(text());
     places.extend(models());
     places.extend(probes());
+    places.extend(admin());
     places.push(description(&places));
     places
 }
@@ -129,6 +130,28 @@ fn probes() -> [Place; 6] {
             metrics,
         ),
         get_place("/", "A page to try the model.", &["text/html"], page),
+    ]
+}
+
+fn admin() -> [Place; 2] {
+    let reload = About {
+        path: "/admin/reload",
+        method: HttpMethod::Post,
+        summary: "Reads the settings anew, at once. Needs the admin-key.",
+        body: None,
+        answers: JSON,
+    };
+    [
+        get_place(
+            "/admin/status",
+            "What the server says of itself. Needs the admin-key.",
+            JSON,
+            get(admin::status),
+        ),
+        Place {
+            about: reload,
+            served_by: post(admin::reload),
+        },
     ]
 }
 

@@ -22,8 +22,8 @@ impl Live {
     }
 
     /// From now on these hold.
-    pub fn replace(&self, settings: Resolved) {
-        self.0.send_replace(Arc::new(settings));
+    pub fn replace(&self, settings: Arc<Resolved>) {
+        self.0.send_replace(settings);
     }
 
     /// Tells of every change from now on.

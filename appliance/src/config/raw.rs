@@ -20,14 +20,9 @@ pub enum ConfigError {
         /// What is allowed.
         allowed: &'static str,
     },
-    /// A setting without a default is not set.
-    #[error("{name} is not set: use --{name}, {variable}, or {name} in the configuration file")]
-    Missing {
-        /// The setting.
-        name: &'static str,
-        /// Its environment variable.
-        variable: String,
-    },
+    /// No model is named.
+    #[error("model is not set: use --model, APPLIANCE_MODEL, or model in the configuration file")]
+    NoModel,
     /// The parameter store has a setting that must be known before it can be read.
     #[error(
         "{path}: {name} is read as the server starts, before the parameter store: set it by flag, variable, \
@@ -125,12 +120,6 @@ impl Raw {
             .iter()
             .find(|(setting, ..)| setting.name == name)
             .expect("only settings of the table are asked for");
-        if text.is_empty() && *origin == Origin::Default {
-            return Err(ConfigError::Missing {
-                name,
-                variable: setting.variable(),
-            });
-        }
         T::parse(text).ok_or_else(|| ConfigError::Invalid {
             place: setting.place(origin),
             value: setting.shown(text),

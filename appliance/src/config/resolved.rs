@@ -115,7 +115,7 @@ settings! {
     /// The address and port to listen on.
     Start listen: SocketAddr, "listen" = "127.0.0.1:8000";
     /// The model to serve: a directory in the Hugging Face layout, or hf://ORGANISATION/NAME, followed by @REVISION if that is not main.
-    Model model: Source, "model" = "";
+    Model model: Option<Source>, "model" = "";
     /// The branch, tag or commit of an hf:// model, if its source names none; auto is main.
     Model revision: Option<String>, "revision" = "auto";
     /// The model's name in the API; auto is the last part of its source.
@@ -185,8 +185,24 @@ settings! {
 impl Resolved {
     /// Parses all settings; the first that is not valid is the error.
     pub fn parse(raw: &Raw) -> Result<Self, ConfigError> {
+        let resolved = Self::early(raw)?;
+        resolved.source()?;
+        Ok(resolved)
+    }
+
+    /// The model to serve.
+    ///
+    /// # Errors
+    /// None is named.
+    pub fn source(&self) -> Result<&Source, ConfigError> {
+        self.model.as_ref().ok_or(ConfigError::NoModel)
+    }
+
+    /// The same without a model, which may be named later.
+    pub fn early(raw: &Raw) -> Result<Self, ConfigError> {
         let mut resolved = Self::read(raw)?;
-        if let (Source::Hub(model), Some(revision)) = (&mut resolved.model, &resolved.revision)
+        if let (Some(Source::Hub(model)), Some(revision)) =
+            (&mut resolved.model, &resolved.revision)
             && model.revision == HubModel::MAIN
         {
             model.revision.clone_from(revision);

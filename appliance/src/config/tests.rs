@@ -186,7 +186,11 @@ fn parameters_are_settings_by_name_unless_it_is_too_late_for_them() {
     let raw = Raw::new(&[&environment(&[("APPLIANCE_MODEL", "n")]), &layer]);
     let settings = Resolved::parse(&raw).unwrap();
     assert_eq!(settings.max_queue, 7);
-    assert_eq!(settings.model.to_string(), "n", "variables are stronger");
+    assert_eq!(
+        settings.source().unwrap().to_string(),
+        "n",
+        "variables are stronger"
+    );
     assert!(
         raw.to_string()
             .contains("# parameter /appliance/test/max-queue"),

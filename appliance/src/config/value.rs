@@ -44,13 +44,13 @@ pub trait Value: Sized {
     fn parse(text: &str) -> Option<Self>;
 }
 
-/// A setting whose default, written `auto`, is worked out elsewhere.
+/// A setting whose default, written `auto`, is worked out elsewhere; or one that may have no value yet.
 impl<T: Value> Value for Option<T> {
     const FORM: Form = T::FORM;
 
     fn parse(text: &str) -> Option<Self> {
         match text {
-            "auto" => Some(None),
+            "auto" | "" => Some(None),
             _ => T::parse(text).map(Some),
         }
     }
