@@ -168,6 +168,21 @@ pub fn find(choice: config::Backend) -> Result<Found, DriverError> {
     Ok(Found(driver))
 }
 
+/// Keeps what devices need running while no model is open on them: some cannot be started twice.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    _neuron: Option<neuron_backend::nrt::Runtime>,
+}
+
+impl Hold {
+    /// Holds whatever runs now.
+    pub(crate) fn new() -> Self {
+        Self {
+            _neuron: neuron_backend::nrt::Runtime::running(),
+        }
+    }
+}
+
 /// The driver of a device that is there.
 #[derive(Clone, Copy, Debug)]
 pub struct Found(&'static Driver);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 use crate::config::Resolved;
-use crate::drivers::DriverError;
+use crate::drivers::{DriverError, Hold};
 use crate::health::Phase;
 use crate::metrics::Metrics;
 use crate::opening::{self, LoadError, Opened, Place, Progress};
@@ -53,6 +53,7 @@ impl Swap<'_> {
             }
             Err(LoadError::Driver(DriverError::NoRoom { why, .. })) => {
                 tracing::info!("{why}: the model that serves makes room first");
+                let _device = Hold::new();
                 self.make_room(current).await;
                 self.open_in_place(current, old, new).await
             }

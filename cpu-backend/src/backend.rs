@@ -4,6 +4,7 @@ use engine::{Backend, Candidates, Cause, Checker, Fault, Profile, Row, Step, Tic
 
 use crate::candidates::{Ask, Picked};
 use crate::decoder::{Forward, Piece, Work};
+use crate::plan::Promise;
 
 /// A model opened on the host's processor.
 ///
@@ -19,10 +20,11 @@ pub struct Cpu {
     checker: Checker,
     /// Scratch.
     picked: Vec<Picked>,
+    _kv: Promise,
 }
 
 impl Cpu {
-    pub(crate) fn new(profile: Profile, forward: Forward) -> Self {
+    pub(crate) fn new(profile: Profile, forward: Forward, kv: Promise) -> Self {
         Self {
             profile,
             forward,
@@ -30,6 +32,7 @@ impl Cpu {
             submitted: 0,
             checker: Checker::default(),
             picked: Vec::new(),
+            _kv: kv,
         }
     }
 }

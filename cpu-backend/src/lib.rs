@@ -28,7 +28,7 @@ use engine::Demand;
 use model::{Decoder, ReadError, Weights};
 
 use decoder::Forward;
-use plan::Plan;
+use plan::{Plan, Promise};
 use pool::Pool;
 use weights::Packed;
 
@@ -87,9 +87,11 @@ pub fn open(
     demand: &Demand,
 ) -> Result<Cpu, OpenError> {
     let free = probe::free_memory().ok_or(OpenError::MemoryUnknown)?;
+    let free = free.saturating_sub(Promise::all());
     let Plan {
         profile,
         logit_rows,
+        kv,
     } = Plan::new(decoder, precision, demand, free)?;
     let cores = probe::cores();
     let threads = demand.cores.map_or(cores, |asked| asked.clamp(1, cores)) as usize;
@@ -97,5 +99,5 @@ pub fn open(
     let packed = Packed::new(decoder, weights, precision, &mut pool)?;
     let kernels = kernels::detect();
     let forward = Forward::new(decoder, packed, kernels, pool, profile.pages, logit_rows);
-    Ok(Cpu::new(profile, forward))
+    Ok(Cpu::new(profile, forward, Promise::new(kv)))
 }

@@ -1,5 +1,7 @@
 //! How memory is split: weights first, then room for the work of a step, then KV.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use engine::{Axis, Demand, Profile};
 use model::{Decoder, Mlp};
 
@@ -24,6 +26,34 @@ pub(crate) struct Plan {
     pub(crate) profile: Profile,
     /// Rows of logits that are computed at once.
     pub(crate) logit_rows: usize,
+    /// Bytes of all KV pages.
+    pub(crate) kv: u64,
+}
+
+/// Bytes of KV that devices of this process hold. The system counts a page only once it is written to, so it
+/// would promise the same memory to the next device.
+static PROMISED: AtomicU64 = AtomicU64::new(0);
+
+/// KV memory that a device holds, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Promise(u64);
+
+impl Promise {
+    pub(crate) fn new(kv: u64) -> Self {
+        PROMISED.fetch_add(kv, Ordering::Relaxed);
+        Self(kv)
+    }
+
+    /// Bytes that all hold now.
+    pub(crate) fn all() -> u64 {
+        PROMISED.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        PROMISED.fetch_sub(self.0, Ordering::Relaxed);
+    }
 }
 
 impl Plan {
@@ -77,6 +107,7 @@ impl Plan {
                 depth: 1,
             },
             logit_rows: logit_rows as usize,
+            kv,
         })
     }
 }

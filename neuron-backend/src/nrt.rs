@@ -17,8 +17,8 @@ use std::fmt;
 use std::path::Path;
 use std::ptr::{self, NonNull};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use graph::Target;
 use neuron_sys::{self as sys, Library, Nrt};
@@ -29,6 +29,9 @@ pub use status::{NrtError, Status};
 
 /// Whether this process has a runtime: there can be one.
 static RUNNING: AtomicBool = AtomicBool::new(false);
+
+/// That runtime, for who wants to share it. Once it is closed, a process cannot start it again.
+static STARTED: Mutex<Weak<Started>> = Mutex::new(Weak::new());
 
 /// What to pass where a function no longer looks at the count of cores.
 const ANY: i32 = -1;
@@ -303,7 +306,29 @@ impl Runtime {
             RUNNING.store(false, Ordering::Release);
             return Err(StartError::Refused(error));
         }
-        Ok(Self(Arc::new(Started { libnrt })))
+        let started = Arc::new(Started { libnrt });
+        *STARTED.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&started);
+        Ok(Self(started))
+    }
+
+    /// The runtime that this process has started, as long as somebody holds it.
+    pub fn running() -> Option<Self> {
+        let started = STARTED.lock().unwrap_or_else(PoisonError::into_inner);
+        started.upgrade().map(Self)
+    }
+
+    /// The runtime that runs, if it has the cores that `settings` name, or else one that is started now.
+    ///
+    /// # Errors
+    /// As for [`Runtime::start`].
+    pub fn shared(libnrt: Libnrt, settings: &Settings) -> Result<Self, StartError> {
+        match Self::running() {
+            Some(running) => match settings.missing() {
+                missing if missing.is_empty() => Ok(running),
+                missing => Err(StartError::Environment(missing)),
+            },
+            None => Self::start(libnrt, settings),
+        }
     }
 
     /// The library that it is of.

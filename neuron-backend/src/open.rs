@@ -220,7 +220,7 @@ pub fn open(opening: &Opening<'_>) -> Result<Vec<Neuron>, OpenError> {
         replicas = opening.replicas,
         "opening"
     );
-    let runtime = Runtime::start(libnrt, &settings)?;
+    let runtime = Runtime::shared(libnrt, &settings)?;
     let replicas = (0..opening.replicas.max(1)).map(|replica| {
         let first = replica * form.ranks;
         replica_on(&runtime, opening, &bundle, here, first..first + form.ranks)

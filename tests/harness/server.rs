@@ -180,14 +180,26 @@ impl Server {
         model: &Model,
         flags: &[&str],
     ) -> Self {
-        let mut server = Self::spawn(address, environment, model, flags);
+        let mut server = Self::spawn(address, environment, Some(model), flags);
         server.await_address();
         server.await_ready();
-        server.model = server.get("/v1/models").json()["data"][0]["id"]
-            .as_str()
-            .expect("a model has an id")
-            .into();
         server
+    }
+
+    /// Starts `appliance serve` on a free port, as what starts an instance does: no flag names a model.
+    /// Waits until it listens.
+    pub fn instance(environment: &[(&str, OsString)], flags: &[&str]) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Self::spawn(address, environment, None, flags);
+        server.await_address();
+        server
+    }
+
+    /// The id of the model that serves now.
+    pub fn serves(&self) -> Option<String> {
+        let models = self.get("/v1/models");
+        let name = models.json()["data"][0]["id"].as_str().map(str::to_owned);
+        name.filter(|_| models.status() == 200)
     }
 
     /// The same for a static: the process ends when this test binary ends, however it ends.
@@ -201,15 +213,20 @@ impl Server {
     fn spawn(
         address: SocketAddr,
         environment: &[(&str, OsString)],
-        model: &Model,
+        model: Option<&Model>,
         flags: &[&str],
     ) -> Self {
         let log = log_path("log");
         let file = File::create(&log).expect("a file under target");
         let mut command = command();
-        command.arg("serve").arg("--model").arg(&model.path);
-        command.arg("--listen").arg(address.to_string());
-        backend(&mut command, model);
+        command
+            .arg("serve")
+            .arg("--listen")
+            .arg(address.to_string());
+        if let Some(model) = model {
+            command.arg("--model").arg(&model.path);
+            backend(&mut command, model);
+        }
         let child = command
             .args(flags)
             .envs(environment.iter().map(|(name, value)| (name, value)))
@@ -238,7 +255,8 @@ impl Server {
         });
     }
 
-    fn await_ready(&mut self) {
+    /// Waits until it is ready.
+    pub fn await_ready(&mut self) {
         eventually("the server is ready", || {
             self.assert_runs();
             // One that starts itself again is given another port.
@@ -246,6 +264,7 @@ impl Server {
             self.try_exchange(&Request::get("/health"))
                 .is_ok_and(|health| health.status() == 200)
         });
+        self.model = self.serves().expect("a model has an id");
     }
 
     fn assert_runs(&self) {
