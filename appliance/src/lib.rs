@@ -1,5 +1,6 @@
 //! For whom: HTTP, access, text, metrics, and the life of the server on a host.
 
+pub mod access;
 pub mod api;
 pub mod app;
 pub mod bench;

@@ -10,10 +10,11 @@ use bytes::Bytes;
 use engine::{Event, Finish, Profile, Refused, Stats};
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
-    IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    CounterVec, Encoder as _, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter,
+    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use crate::access::Tally;
 use crate::engine_thread::Shape;
 
 /// How often the buffer is rendered at the most. Inference gateways scrape every 50 ms and call what
@@ -56,6 +57,7 @@ struct Shared {
     rendered: RwLock<Bytes>,
     changed: AtomicBool,
     http: Http,
+    keys: Keys,
     /// The numbers of the device itself, already rendered.
     device: Mutex<Vec<u8>>,
     /// Whether somebody reads them.
@@ -79,12 +81,14 @@ impl Metrics {
     pub fn new() -> Self {
         let makers = Makers::new(&[]);
         let http = Http::new(&makers);
+        let keys = Keys::new(&makers);
         let metrics = Self {
             shared: Arc::new(Shared {
                 makers,
                 rendered: RwLock::default(),
                 changed: AtomicBool::new(true),
                 http,
+                keys,
                 device: Mutex::default(),
                 device_is_read: AtomicBool::new(false),
                 model: RwLock::default(),
@@ -174,6 +178,42 @@ impl Metrics {
         http.requests.with_label_values(&labels).inc();
         let seconds = http.duration.with_label_values(&[handler, method]);
         seconds.observe(took.as_secs_f64());
+        self.change();
+    }
+
+    /// A request was not let in: for what reason, and whose it was, if that is known.
+    pub(crate) fn key_refused(&self, key: &str, project: &str, reason: &str) {
+        let refused = &self.shared.keys.refused;
+        refused.with_label_values(&[key, project, reason]).inc();
+        self.change();
+    }
+
+    /// So many requests of a key are running.
+    pub(crate) fn key_running(&self, key: &str, project: &str, running: u32) {
+        let gauge = self.shared.keys.running.with_label_values(&[key, project]);
+        gauge.set(running.into());
+        self.change();
+    }
+
+    /// A request of a key has ended, and came to this.
+    pub(crate) fn key_used(&self, key: &str, project: &str, used: &Tally) {
+        let keys = &self.shared.keys;
+        keys.requests.with_label_values(&[key, project]).inc();
+        for (kind, count) in [
+            ("input", used.input_tokens),
+            ("cached", used.cached_tokens),
+            ("output", used.output_tokens),
+        ] {
+            keys.tokens.with_label_values(&[key, project, kind]).inc_by(count);
+        }
+        let cost = keys.cost.with_label_values(&[key, project]);
+        cost.inc_by(used.cost.dollars());
+        self.change();
+    }
+
+    /// The ledger had no room for a line.
+    pub(crate) fn ledger_lost(&self) {
+        self.shared.keys.lost.inc();
         self.change();
     }
 
@@ -407,6 +447,54 @@ impl Http {
                 "Changes of the model, by how they went",
                 "outcome",
                 &["done", "kept", "lost"],
+            ),
+        }
+    }
+}
+
+/// What each key is measured by; there are no more series than keys.
+#[derive(Debug)]
+struct Keys {
+    requests: IntCounterVec,
+    refused: IntCounterVec,
+    running: IntGaugeVec,
+    tokens: IntCounterVec,
+    cost: CounterVec,
+    lost: IntCounter,
+}
+
+impl Keys {
+    fn new(makers: &Makers) -> Self {
+        let counters = |name, help, labels: &[&str]| {
+            makers.add(IntCounterVec::new(makers.opts(name, help), labels))
+        };
+        Self {
+            requests: counters(
+                "appliance_key_requests_total",
+                "Requests of a key that have ended",
+                &["key", "project"],
+            ),
+            refused: counters(
+                "appliance_key_refused_total",
+                "Requests that were not let in; without a key if it is none of ours",
+                &["key", "project", "reason"],
+            ),
+            running: makers.add(IntGaugeVec::new(
+                makers.opts("appliance_key_running", "Requests of a key that run or wait"),
+                &["key", "project"],
+            )),
+            tokens: counters(
+                "appliance_key_tokens_total",
+                "Tokens of a key's requests; cached ones count as input too",
+                &["key", "project", "kind"],
+            ),
+            cost: makers.add(CounterVec::new(
+                makers.opts("appliance_key_cost_dollars_total", "What they cost"),
+                &["key", "project"],
+            )),
+            lost: makers.counter(
+                "appliance_ledger_lost_total",
+                "Lines that the ledger had no room for",
             ),
         }
     }

@@ -17,9 +17,11 @@ pub use live::Live;
 pub use page::page;
 pub use raw::{ConfigError, Origin, Raw};
 pub use resolved::{Resolved, SETTINGS, Scope, Setting};
+pub(crate) use sources::nearest_of;
 pub use sources::{Flags, HubFlags, Layer, Layers, LoadFlags};
 pub use value::{
-    Backend, ByteSize, Cloud, Form, LogFormat, ParameterPath, Precision, Secret, ShedStatus, Value,
+    Backend, ByteSize, Cloud, Form, Isolation, LogFormat, ParameterPath, Precision, Secret, SecretLines,
+    ShedStatus, Value,
 };
 
 #[cfg(test)]

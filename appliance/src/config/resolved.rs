@@ -9,9 +9,11 @@ use tracing::level_filters::LevelFilter;
 
 use super::raw::{ConfigError, Origin, Raw};
 use super::value::{
-    Backend, ByteSize, Cloud, Form, LogFormat, ParameterPath, Precision, Secret, ShedStatus,
-    Value as _,
+    Backend, ByteSize, Cloud, Form, Isolation, LogFormat, ParameterPath, Precision, Secret, SecretLines,
+    ShedStatus, Value as _,
 };
+use crate::access::Money;
+use crate::access::keys::Keys;
 use crate::source::{HubModel, Source};
 
 /// What the environment variables of settings begin with.
@@ -180,6 +182,22 @@ settings! {
     Live hub_endpoint: String, "hub-endpoint" = "https://huggingface.co", also "HF_ENDPOINT";
     /// The token that the hub asks for, for models that are not public.
     Live hub_token: Option<Secret>, "hub-token" = "auto", also "HF_TOKEN";
+    /// The keys of clients, one JSON object a line, as appliance keys new writes them; auto serves whoever can connect, unless keys-file is set.
+    Live keys: Option<SecretLines>, "keys" = "auto";
+    /// A file of the same lines, which is read again when it changes.
+    Live keys_file: Option<PathBuf>, "keys-file" = "auto";
+    /// Who shares cached prefixes: all, the keys of a project, or each key with itself. How fast an answer begins tells whether its prompt was cached.
+    Live isolate_cache: Isolation, "isolate-cache" = "none";
+    /// What a million tokens of prompts cost, in dollars: for the ledger and the budgets of keys.
+    Live price_input: Money, "price-input" = "0";
+    /// What a million tokens of prompts cost that were cached; auto is price-input.
+    Live price_cached: Option<Money>, "price-cached" = "auto";
+    /// What a million tokens of answers cost.
+    Live price_output: Money, "price-output" = "0";
+    /// The file that gets a JSON line for each request that ended; auto is none, and then what keys have used is forgotten with the process.
+    Start ledger: Option<PathBuf>, "ledger" = "auto";
+    /// How large that file may grow before it is put aside; the newest 16 of them are kept.
+    Start ledger_size: ByteSize, "ledger-size" = "64MiB";
 }
 
 impl Resolved {
@@ -210,7 +228,22 @@ impl Resolved {
         if resolved.backend == Backend::Cpu {
             resolved.dtype.check_cpu()?;
         }
+        resolved.check_keys()?;
         Ok(resolved)
+    }
+
+    /// Refuses keys that are no good, and keys of two places.
+    fn check_keys(&self) -> Result<(), ConfigError> {
+        match (&self.keys, &self.keys_file) {
+            (Some(_), Some(_)) => Err(ConfigError::Conflict(
+                "keys and keys-file are both set: use one of them".to_owned(),
+            )),
+            (Some(lines), None) => match Keys::parse(lines.reveal()) {
+                Ok(_) => Ok(()),
+                Err(why) => Err(ConfigError::Conflict(format!("keys: {why}"))),
+            },
+            (None, _) => Ok(()),
+        }
     }
 }
 

@@ -100,7 +100,8 @@ impl Layer {
         let mut layer = Self::default();
         for (key, value) in parameters {
             let path = format!("{prefix}/{key}");
-            let setting = named(key).ok_or_else(|| ConfigError::UnknownKey {
+            let name = if key.starts_with("keys/") { "keys" } else { key };
+            let setting = named(name).ok_or_else(|| ConfigError::UnknownKey {
                 file: prefix.to_owned(),
                 nearest: nearest(key),
                 key: key.clone(),
@@ -109,10 +110,22 @@ impl Layer {
                 let name = setting.name;
                 return Err(ConfigError::Early { path, name });
             }
+            if setting.name == "keys" {
+                layer.add_keys(prefix, value);
+                continue;
+            }
             let value = (value.trim().to_owned(), Origin::Parameter(path));
             layer.values.insert(setting.name, value);
         }
         Ok(layer)
+    }
+
+    /// Keys of clients may stand in a parameter each: they fit where all of them would not.
+    fn add_keys(&mut self, prefix: &str, lines: &str) {
+        let path = Origin::Parameter(format!("{prefix}/keys"));
+        let (keys, _) = (self.values.entry("keys")).or_insert((String::new(), path));
+        keys.push_str(lines.trim());
+        keys.push('\n');
     }
 
     fn toml(name: &str, text: &str, origin: &Origin) -> Result<Self, ConfigError> {
@@ -154,11 +167,15 @@ fn scalar(value: toml::Value) -> Option<String> {
 
 /// The setting whose name takes the fewest edits to become `key`.
 fn nearest(key: &str) -> &'static str {
-    SETTINGS
-        .iter()
-        .map(|setting| setting.name)
-        .min_by_key(|name| edits(key, name))
-        .expect("there are settings")
+    nearest_of(key, SETTINGS.iter().map(|setting| setting.name))
+}
+
+/// The one of `names` that takes the fewest edits to become `key`; there is one at least.
+pub(crate) fn nearest_of(
+    key: &str,
+    names: impl Iterator<Item = &'static str>,
+) -> &'static str {
+    (names.min_by_key(|name| edits(key, name))).expect("there are names")
 }
 
 /// Levenshtein's distance.

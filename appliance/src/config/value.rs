@@ -25,7 +25,7 @@ pub struct Form {
 
 impl Form {
     /// A plain value.
-    const fn plain(placeholder: &'static str, allowed: &'static str) -> Self {
+    pub(crate) const fn plain(placeholder: &'static str, allowed: &'static str) -> Self {
         Self {
             placeholder,
             allowed,
@@ -201,6 +201,34 @@ impl Value for ParameterPath {
     }
 }
 
+/// Lines that are never shown: what [`Keys`](crate::access::keys::Keys) reads.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretLines(String);
+
+impl SecretLines {
+    /// The lines, for the one who needs them.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SecretLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SecretLines(..)")
+    }
+}
+
+impl Value for SecretLines {
+    const FORM: Form = Form {
+        secret: true,
+        ..Form::plain("LINES", "one or more lines, as appliance keys new writes them")
+    };
+
+    fn parse(text: &str) -> Option<Self> {
+        (!text.trim().is_empty()).then(|| Self(text.to_owned()))
+    }
+}
+
 /// An enum whose values are written by name.
 macro_rules! choices {
     ($(
@@ -279,6 +307,16 @@ choices! {
         Human = "human",
         /// One JSON object a line.
         Json = "json",
+    }
+
+    /// Who shares cached prefixes.
+    Isolation, "none|project|key": {
+        /// All requests.
+        None = "none",
+        /// Those of the keys of a project.
+        Project = "project",
+        /// Those of a key.
+        Key = "key",
     }
 
     /// The HTTP status of a request that the server is too busy for.
