@@ -12,6 +12,7 @@ use engine::Lost;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
+use crate::access::{Access, AccessError};
 use crate::api::{self, Control};
 use crate::config::{ConfigError, Flags, Live, Resolved, Scope};
 use crate::drain::{self, Cut, Signals};
@@ -49,6 +50,9 @@ pub enum Failure {
     /// There is no account to take settings from.
     #[error(transparent)]
     Account(#[from] AccountError),
+    /// The keys or the ledger cannot be used.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// The model cannot be served.
     #[error("cannot serve {model}: {why}")]
     Model {
@@ -110,7 +114,9 @@ impl Failure {
         match self {
             Self::Lost(_) => LOST.into(),
             Self::Model { .. } if self.is_of_device() => LOST.into(),
-            Self::Config(_) | Self::Account(_) | Self::Model { .. } => USAGE.into(),
+            Self::Config(_) | Self::Account(_) | Self::Access(_) | Self::Model { .. } => {
+                USAGE.into()
+            }
             Self::Listen { .. } | Self::Host(_) | Self::Cut => ExitCode::FAILURE,
         }
     }
@@ -171,22 +177,26 @@ async fn run(flags: &Flags) -> Result<(), Failure> {
 
     let (phase, view) = watch::channel(Phase::Loading("the settings are being read".to_owned()));
     let (ask, asked) = mpsc::channel(RELOADS);
+    let metrics = Metrics::new();
     let server = Server {
         address,
+        access: Access::open(&early, metrics.clone())?,
         settings: Live::new(early.clone()),
         level,
         phase,
-        metrics: Metrics::new(),
+        metrics,
         board: Board::new(),
         sources,
     };
     server.metrics.phase("loading");
     tokio::spawn(server.metrics.clone().keep_rendered());
+    tokio::spawn(server.access.clone().follow(server.settings.clone()));
     server.keep_status_written();
     let context = api::Context {
         health: Health::new(view),
         metrics: server.metrics.clone(),
         settings: server.settings.clone(),
+        access: server.access.clone(),
         control: Control {
             board: server.board.clone(),
             ask,
@@ -221,6 +231,7 @@ const RELOADS: usize = 16;
 #[derive(Debug)]
 struct Server {
     address: SocketAddr,
+    access: Access,
     settings: Live,
     level: log::Level,
     phase: watch::Sender<Phase>,
@@ -277,9 +288,13 @@ impl Server {
     }
 
     /// Settings that hold at once do from here on.
-    fn apply(&self, wanted: &Wanted) {
+    ///
+    /// # Errors
+    /// The file of keys is no good: those of before stay.
+    fn apply(&self, wanted: &Wanted) -> Result<(), AccessError> {
         self.level.set(wanted.settings.log_level);
         self.settings.replace(Arc::clone(&wanted.settings));
+        self.access.apply(&self.settings)
     }
 
     /// Opens the first model. Where settings can change by themselves it waits for better ones if those
@@ -287,7 +302,7 @@ impl Server {
     async fn open(&self, wanted: &mut Changes) -> Result<Opened, Failure> {
         loop {
             let now = Arc::clone(&wanted.borrow_and_update());
-            self.apply(&now);
+            self.apply(&now)?;
             let progress = self.boot_progress();
             let opened = opening::open(&now.settings, Place::Alone, &self.metrics, &progress).await;
             let why = match opened {
@@ -328,6 +343,9 @@ impl Server {
     fn announce(&self, served: &Served, took: Duration) {
         let (seconds, address) = (took.as_secs_f64(), self.address);
         tracing::info!(%address, model = served.name, seconds, "ready");
+        if !self.access.has_keys() && !address.ip().is_loopback() {
+            tracing::warn!(%address, "whoever can connect is served: set keys, or listen on 127.0.0.1");
+        }
         tracing::info!(
             "try: curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \
              -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}}],\"stream\":true}}'"
@@ -363,7 +381,9 @@ impl Server {
                 },
             }
             let new = Arc::clone(&wanted.borrow_and_update());
-            self.apply(&new);
+            if let Err(why) = self.apply(&new) {
+                tracing::error!(audit = "keys", "{why}; the keys of before stay");
+            }
             let changes = new.raw.changes(&applied.raw, Scope::Model);
             if changes.is_empty() {
                 self.serves(&new);
@@ -443,6 +463,7 @@ impl Server {
             Cut::Lost(lost) => lost.into(),
             Cut::Now => Failure::Cut,
         })?;
+        self.access.flush();
         tracing::info!("drained");
         Ok(())
     }

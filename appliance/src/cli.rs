@@ -2,6 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
+use crate::access::new::KeysVerb;
 use crate::bench::Bench;
 use crate::config::Flags;
 use crate::doctor::Doctor;
@@ -39,6 +40,8 @@ pub enum Verb {
     Graph(Graph),
     /// Examine the device of this host
     Doctor(Doctor),
+    /// Make keys for clients
+    Keys(KeysVerb),
     /// Measure a server under load
     Bench(Bench),
 }

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             Ok(false) => ExitCode::FAILURE,
             Err(error) => done(Err(error)),
         },
+        Verb::Keys(keys) => done(keys.run()),
         Verb::Bench(bench) => done(bench.run()),
     }
 }

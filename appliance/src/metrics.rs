@@ -204,7 +204,9 @@ impl Metrics {
             ("cached", used.cached_tokens),
             ("output", used.output_tokens),
         ] {
-            keys.tokens.with_label_values(&[key, project, kind]).inc_by(count);
+            keys.tokens
+                .with_label_values(&[key, project, kind])
+                .inc_by(count);
         }
         let cost = keys.cost.with_label_values(&[key, project]);
         cost.inc_by(used.cost.dollars());
@@ -480,7 +482,10 @@ impl Keys {
                 &["key", "project", "reason"],
             ),
             running: makers.add(IntGaugeVec::new(
-                makers.opts("appliance_key_running", "Requests of a key that run or wait"),
+                makers.opts(
+                    "appliance_key_running",
+                    "Requests of a key that run or wait",
+                ),
                 &["key", "project"],
             )),
             tokens: counters(

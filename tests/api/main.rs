@@ -3,6 +3,7 @@
 //! Most tests share two servers: one whose every greedy token is known ([`Model::chain`]) and one
 //! with random weights ([`Model::random`]). A test that counts what a server did starts its own.
 
+mod access;
 mod cache;
 mod chat;
 mod cli;

@@ -237,7 +237,7 @@ impl Server {
         let pid = Pid::from_raw(child.id().try_into().expect("a pid is positive"));
         Self {
             address,
-            model: String::new(),
+            model: model.map(name_of).unwrap_or_default(),
             pid,
             child: Mutex::new(child),
             log,
@@ -264,7 +264,9 @@ impl Server {
             self.try_exchange(&Request::get("/health"))
                 .is_ok_and(|health| health.status() == 200)
         });
-        self.model = self.serves().expect("a model has an id");
+        // Whoever has no key is not told: then it is what it was started with.
+        self.model = self.serves().unwrap_or(self.model.clone());
+        assert!(!self.model.is_empty(), "a model has an id");
     }
 
     fn assert_runs(&self) {
@@ -434,6 +436,12 @@ impl Drop for Server {
             child.wait().ok();
         }
     }
+}
+
+/// What a model is called unless it is told otherwise.
+fn name_of(model: &Model) -> String {
+    let name = model.path.file_name().expect("a directory has a name");
+    name.to_string_lossy().into_owned()
 }
 
 /// The latest address in the log of a server, once a whole line has it.

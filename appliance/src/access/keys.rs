@@ -182,14 +182,25 @@ impl Key {
             });
         }
         let fields = Fields(object);
-        let read_name = |value: &Json| value.as_str().filter(|text| is_name(text)).map(str::to_owned);
-        let count = |value: &Json| u32::try_from(value.as_u64()?).ok().and_then(NonZeroU32::new);
+        let read_name = |value: &Json| {
+            value
+                .as_str()
+                .filter(|text| is_name(text))
+                .map(str::to_owned)
+        };
+        let count = |value: &Json| {
+            u32::try_from(value.as_u64()?)
+                .ok()
+                .and_then(NonZeroU32::new)
+        };
         let id = fields.needed("id", NAMES, |value| {
             read_name(value).filter(|id| id != ANYONE)
         })?;
         Ok(Self {
             id,
-            digest: fields.needed("sha256", "64 hexadecimal digits", |value| digest(value.as_str()?))?,
+            digest: fields.needed("sha256", "64 hexadecimal digits", |value| {
+                digest(value.as_str()?)
+            })?,
             project: (fields.optional("project", NAMES, read_name)?).unwrap_or(PROJECT.to_owned()),
             models: fields.optional("models", "a list of 1 to 100 names of models", models)?,
             allowance: Allowance {
@@ -197,9 +208,15 @@ impl Key {
                 tokens_per_minute: fields.optional("tokens-per-minute", COUNT, count)?,
                 concurrent: fields.optional("concurrent", COUNT, count)?,
                 budget_per_day: fields.optional("budget-per-day", Money::FORM.allowed, money)?,
-                budget_per_month: fields.optional("budget-per-month", Money::FORM.allowed, money)?,
+                budget_per_month: fields.optional(
+                    "budget-per-month",
+                    Money::FORM.allowed,
+                    money,
+                )?,
             },
-            priority: fields.optional("priority", PRIORITIES, priority)?.unwrap_or(0),
+            priority: fields
+                .optional("priority", PRIORITIES, priority)?
+                .unwrap_or(0),
             expires: fields.optional("expires", TIMES, |value| value.as_str()?.parse().ok())?,
         })
     }
@@ -223,13 +240,18 @@ fn digest(text: &str) -> Option<Sum> {
     for (byte, at) in sum.iter_mut().zip((0..).step_by(2)) {
         let digits = plain.then(|| &text[at..at + 2])?;
         let hexadecimal = digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        *byte = hexadecimal.then(|| u8::from_str_radix(digits, 16).ok()).flatten()?;
+        *byte = hexadecimal
+            .then(|| u8::from_str_radix(digits, 16).ok())
+            .flatten()?;
     }
     Some(Sum(sum))
 }
 
 fn models(value: &Json) -> Option<Vec<String>> {
-    let names = value.as_array()?.iter().map(|name| name.as_str().map(str::to_owned));
+    let names = value
+        .as_array()?
+        .iter()
+        .map(|name| name.as_str().map(str::to_owned));
     let names: Vec<String> = names.collect::<Option<_>>()?;
     (1..=MODELS).contains(&names.len()).then_some(names)
 }
@@ -241,7 +263,9 @@ fn money(value: &Json) -> Option<Money> {
 
 fn priority(value: &Json) -> Option<i32> {
     let priority = i32::try_from(value.as_i64()?).ok()?;
-    (-PRIORITY..=PRIORITY).contains(&priority).then_some(priority)
+    (-PRIORITY..=PRIORITY)
+        .contains(&priority)
+        .then_some(priority)
 }
 
 /// The fields of a line.
@@ -271,7 +295,8 @@ impl Fields {
         allowed: &'static str,
         read: impl FnOnce(&Json) -> Option<T>,
     ) -> Result<T, KeyError> {
-        self.optional(name, allowed, read)?.ok_or(KeyError::Missing(name))
+        self.optional(name, allowed, read)?
+            .ok_or(KeyError::Missing(name))
     }
 }
 
@@ -279,8 +304,16 @@ impl Fields {
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |text: &str| Some(Json::from(text).to_string());
-        let sum: String = self.digest.0.iter().map(|byte| format!("{byte:02x}")).collect();
-        let models = self.models.as_ref().map(|models| Json::from(models.clone()).to_string());
+        let sum: String = self
+            .digest
+            .0
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        let models = self
+            .models
+            .as_ref()
+            .map(|models| Json::from(models.clone()).to_string());
         let count = |count: Option<NonZeroU32>| count.map(|count| count.to_string());
         let money = |money: Option<Money>| money.map(|money| money.to_string());
         let Allowance {
@@ -293,7 +326,9 @@ impl fmt::Display for Key {
         let values = [
             text(&self.id),
             text(&sum),
-            (self.project != PROJECT).then(|| text(&self.project)).flatten(),
+            (self.project != PROJECT)
+                .then(|| text(&self.project))
+                .flatten(),
             models,
             count(requests_per_minute),
             count(tokens_per_minute),
@@ -327,12 +362,15 @@ impl Keys {
             if text.is_empty() || text.starts_with('#') {
                 continue;
             }
-            let key = Key::parse(text).and_then(|key| match keys.iter().find(|other| {
-                other.id == key.id || other.digest == key.digest
-            }) {
-                Some(other) if other.id == key.id => Err(KeyError::Twice("id")),
-                Some(_) => Err(KeyError::Twice("sha256")),
-                None => Ok(key),
+            let key = Key::parse(text).and_then(|key| {
+                match keys
+                    .iter()
+                    .find(|other| other.id == key.id || other.digest == key.digest)
+                {
+                    Some(other) if other.id == key.id => Err(KeyError::Twice("id")),
+                    Some(_) => Err(KeyError::Twice("sha256")),
+                    None => Ok(key),
+                }
             });
             keys.push(Arc::new(key.map_err(|why| KeysError::Line { line, why })?));
             if keys.len() > MOST {
@@ -424,7 +462,11 @@ mod tests {
             unknown.to_string(),
             "there is no field \"request-per-minute\"; did you mean \"requests-per-minute\"?"
         );
-        assert_eq!(refused("\"sk-verysecret\""), KeyError::Json(0));
+        let why = refused("\"sk-verysecret\"").to_string();
+        assert!(
+            why.contains("not a JSON object") && !why.contains("very"),
+            "{why}"
+        );
         assert_eq!(refused("{\"id\":\"a\"}"), KeyError::Missing("sha256"));
         for (more, field) in [
             (",\"requests-per-minute\":0", "requests-per-minute"),
@@ -437,15 +479,27 @@ mod tests {
             (",\"project\":\"a b\"", "project"),
         ] {
             let why = refused(&key(more));
-            assert!(matches!(why, KeyError::Invalid { field: told, .. } if told == field), "{why}");
+            assert!(
+                matches!(why, KeyError::Invalid { field: told, .. } if told == field),
+                "{why}"
+            );
         }
         let short = format!("{{\"id\":\"a\",\"sha256\":\"{}\"}}", &SUM[1..]);
         assert!(!refused(&short).to_string().contains(&SUM[1..9]));
         let twice = format!("{}\n{}", key(""), key("").replace("\"a\"", "\"b\""));
         let error = Keys::parse(&twice).unwrap_err();
-        assert!(matches!(error, KeysError::Line { line: 2, why: KeyError::Twice("sha256") }));
+        assert!(matches!(
+            error,
+            KeysError::Line {
+                line: 2,
+                why: KeyError::Twice("sha256")
+            }
+        ));
         assert_eq!(Keys::parse("\n# none\n"), Err(KeysError::None));
-        assert!(matches!(refused(&key("").replace("\"a\"", "\"anyone\"")), KeyError::Invalid { .. }));
+        assert!(matches!(
+            refused(&key("").replace("\"a\"", "\"anyone\"")),
+            KeyError::Invalid { .. }
+        ));
     }
 
     proptest! {

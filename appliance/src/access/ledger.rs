@@ -392,7 +392,9 @@ mod tests {
 
     fn lines(path: &Path) -> Vec<serde_json::Value> {
         let text = fs::read_to_string(path).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
     }
 
     #[test]
@@ -407,7 +409,10 @@ mod tests {
         ledger.flush();
         let written = lines(&path);
         assert_eq!(written.len(), 3);
-        assert_eq!((&written[0]["kind"], &written[0]["cost"]), (&"request".into(), &0.25.into()));
+        assert_eq!(
+            (&written[0]["kind"], &written[0]["cost"]),
+            (&"request".into(), &0.25.into())
+        );
         let (_, after) = Ledger::open(&path, 1 << 20).unwrap();
         assert_eq!(after.of("a").total.input_tokens, 20);
         assert_eq!(after.of("a").month.cost, Money::parse("0.5").unwrap());

@@ -4,17 +4,19 @@
 //! it may come to is taken as a [`Bill`] before it runs; dropping the bill gives back what was not used.
 
 pub mod keys;
-mod ledger;
-mod money;
-mod quota;
-mod usage;
+pub mod ledger;
+pub mod money;
+pub mod new;
+pub mod quota;
+pub mod usage;
 
 use std::collections::BTreeMap;
 use std::hash::{Hash as _, Hasher};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -25,11 +27,14 @@ pub use self::money::Money;
 use self::quota::{Account, Moment, Taken};
 pub use self::quota::{Over, Room};
 pub use self::usage::{Prices, Tally, Tokens, Usage};
-use crate::config::{Isolation, Resolved};
+use crate::config::{Isolation, Live, Resolved};
 use crate::metrics::Metrics;
 
 /// Accounts of keys that are no more are forgotten beyond so many.
 const ACCOUNTS: usize = 4 * MOST;
+
+/// How often the file of keys is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The farthest back among its key's requests that a request may put itself.
 const BACK: i32 = 1_000_000;
@@ -110,6 +115,7 @@ struct Shared {
     /// By the id of the key.
     accounts: Mutex<BTreeMap<String, Arc<Account>>>,
     anyone: Arc<Key>,
+    applying: Mutex<()>,
     ledger: Option<Ledger>,
     metrics: Metrics,
 }
@@ -133,12 +139,18 @@ impl Access {
                 (Some(ledger), sums)
             }
         };
-        let account = |key: &str| (key.to_owned(), Arc::new(Account::new(sums.of(key))));
+        let account = |key: &str| {
+            (
+                key.to_owned(),
+                Arc::new(Account::new(sums.of(key), Instant::now())),
+            )
+        };
         let accounts = sums.keys().map(account).collect();
         Ok(Self(Arc::new(Shared {
             terms: RwLock::new(Arc::new(Terms::new(keys, settings))),
             accounts: Mutex::new(accounts),
             anyone: Arc::new(Key::anyone()),
+            applying: Mutex::default(),
             ledger,
             metrics,
         })))
@@ -150,7 +162,10 @@ impl Access {
     ///
     /// # Errors
     /// The new keys are no good: then nothing changes.
-    pub fn apply(&self, settings: &Resolved) -> Result<(), AccessError> {
+    pub fn apply(&self, settings: &Live) -> Result<(), AccessError> {
+        // One at a time, so that the latest settings are the last that are applied.
+        let _one = (self.0.applying.lock()).unwrap_or_else(PoisonError::into_inner);
+        let settings = &*settings.now();
         let mut new = keys(settings)?;
         let old = self.terms();
         if new.is_none() && old.keys.is_some() {
@@ -165,6 +180,25 @@ impl Access {
         self.forget(&terms);
         *(self.0.terms.write()).unwrap_or_else(PoisonError::into_inner) = terms;
         Ok(())
+    }
+
+    /// Reads the file of keys again when it changes, for ever.
+    pub async fn follow(self, settings: Live) {
+        let mut seen = stamp(&settings.now()).await;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let now = stamp(&settings.now()).await;
+            if now == seen {
+                continue;
+            }
+            seen = now;
+            let (access, settings) = (self.clone(), settings.clone());
+            // It reads a file.
+            let applied = tokio::task::spawn_blocking(move || access.apply(&settings)).await;
+            if let Ok(Err(why)) = applied {
+                tracing::error!(audit = "keys", "{why}; the keys of before stay");
+            }
+        }
     }
 
     /// Whether only those who have a key are let in.
@@ -187,7 +221,7 @@ impl Access {
         match accounts.get(id) {
             Some(account) => Arc::clone(account),
             None => {
-                let account = Arc::new(Account::new(Usage::new(Timestamp::now())));
+                let account = Arc::new(Account::new(Usage::new(Timestamp::now()), Instant::now()));
                 accounts.insert(id.to_owned(), Arc::clone(&account));
                 account
             }
@@ -241,7 +275,9 @@ impl Access {
         let now = Moment::now();
         let terms = self.terms();
         let keys = terms.keys.iter().flat_map(Keys::iter);
-        let keys = keys.map(|key| (key.id.as_str(), key)).collect::<BTreeMap<_, _>>();
+        let keys = keys
+            .map(|key| (key.id.as_str(), key))
+            .collect::<BTreeMap<_, _>>();
         let account = |(id, account): (&String, &Arc<Account>)| {
             let (usage, running) = account.standing(now);
             let key = keys.get(id.as_str());
@@ -286,6 +322,14 @@ impl Terms {
             isolation: settings.isolate_cache,
         }
     }
+}
+
+/// What changes when the file of keys does.
+async fn stamp(settings: &Resolved) -> Option<(SystemTime, u64, u64)> {
+    let path = settings.keys_file.clone()?;
+    let read = tokio::task::spawn_blocking(move || std::fs::metadata(path)).await;
+    let read = read.ok()?.ok()?;
+    Some((read.modified().ok()?, read.len(), read.ino()))
 }
 
 /// The keys that `settings` have: in themselves, or in a file.
@@ -356,7 +400,8 @@ impl Visit {
     }
 
     fn told_running(&self, running: u32) {
-        self.metrics().key_running(&self.key.id, &self.key.project, running);
+        self.metrics()
+            .key_running(&self.key.id, &self.key.project, running);
     }
 }
 
@@ -395,7 +440,9 @@ impl Caller {
 
     fn refused(&self, refusal: Refusal) -> Refusal {
         let Visit { key, .. } = &*self.0;
-        self.0.metrics().key_refused(&key.id, &key.project, refusal.reason());
+        self.0
+            .metrics()
+            .key_refused(&key.id, &key.project, refusal.reason());
         refusal
     }
 

@@ -130,7 +130,19 @@ mod tests {
         for text in ["0", "0.15", "12.5", "1000000", "0.000001"] {
             assert_eq!(Money::parse(text).unwrap().to_string(), text);
         }
-        for text in ["", ".", "1.", ".5", "-1", "+1", "1e3", "1000000.5", "0.0000001", "1,5", "1.5é"] {
+        for text in [
+            "",
+            ".",
+            "1.",
+            ".5",
+            "-1",
+            "+1",
+            "1e3",
+            "1000000.5",
+            "0.0000001",
+            "1,5",
+            "1.5é",
+        ] {
             assert_eq!(Money::parse(text), None, "{text}");
         }
         assert_eq!(Money::parse("2.50").unwrap().to_string(), "2.5");

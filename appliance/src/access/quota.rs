@@ -187,10 +187,8 @@ struct State {
 
 impl Account {
     /// One that has used this much before.
-    pub fn new(usage: Usage) -> Self {
-        let full = Bucket {
-            full: Instant::now(),
-        };
+    pub fn new(usage: Usage, now: Instant) -> Self {
+        let full = Bucket { full: now };
         Self(Mutex::new(State {
             requests: full,
             tokens: full,
@@ -331,7 +329,7 @@ mod tests {
 
     fn account() -> (Account, Moment) {
         let now = Moment::now();
-        (Account::new(Usage::new(now.wall)), now)
+        (Account::new(Usage::new(now.wall), now.instant), now)
     }
 
     fn later(now: Moment, milliseconds: u64) -> Moment {
@@ -382,7 +380,10 @@ mod tests {
             ..Allowance::default()
         };
         account.enter(&allowance, now).unwrap();
-        assert_eq!(account.enter(&allowance, now).unwrap_err().reason(), "concurrent");
+        assert_eq!(
+            account.enter(&allowance, now).unwrap_err().reason(),
+            "concurrent"
+        );
         account.leave();
         account.enter(&allowance, now).unwrap();
     }
@@ -407,7 +408,10 @@ mod tests {
         account.settle(second, None, now);
         assert_eq!(account.standing(now).0.total.input_tokens, 100);
         assert!(matches!(take(1001, 1), Err(Over::Prompt { .. })));
-        assert!(matches!(take(1000, 5000), Err(Over::Tokens { asked: 1000, .. })));
+        assert!(matches!(
+            take(1000, 5000),
+            Err(Over::Tokens { asked: 1000, .. })
+        ));
     }
 
     #[test]
@@ -420,13 +424,17 @@ mod tests {
             ..Allowance::default()
         };
         let first = account.take(&allowance, 1, 1, money("0.6"), now).unwrap();
-        let over = account.take(&allowance, 1, 1, money("0.6"), now).unwrap_err();
+        let over = account
+            .take(&allowance, 1, 1, money("0.6"), now)
+            .unwrap_err();
         assert!(matches!(&over, Over::Budget { period: "day", left, .. } if *left == money("0.4")));
         assert_eq!(over.wait(), None);
         account.settle(first, used(1, 1, money("0.1")), now);
         let second = account.take(&allowance, 1, 1, money("0.9"), now).unwrap();
         account.settle(second, used(1, 1, money("0.9")), now);
-        account.take(&allowance, 0, 0, Money::default(), now).unwrap_err();
+        account
+            .take(&allowance, 0, 0, Money::default(), now)
+            .unwrap_err();
         now.wall = "2027-02-01T00:00:00Z".parse().unwrap();
         account.take(&allowance, 1, 1, money("1"), now).unwrap();
     }

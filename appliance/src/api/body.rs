@@ -18,6 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::Api;
 use super::error::ApiError;
 use super::field::{self, Field};
+use crate::access::Caller;
 use crate::served::Served;
 
 /// How many fields a body may have; we know some sixty.
@@ -30,6 +31,8 @@ const SHOWN: usize = 60;
 pub(super) struct Asked {
     pub(super) served: Arc<Served>,
     pub(super) body: Held,
+    /// Who asks.
+    pub(super) caller: Caller,
 }
 
 /// The bytes of a body. They count among those that all requests together may hold.
@@ -52,6 +55,11 @@ impl FromRequest<Arc<Api>> for Asked {
 
     async fn from_request(request: Request, api: &Arc<Api>) -> Result<Self, ApiError> {
         let served = api.served()?;
+        let caller = request.extensions().get::<Caller>().cloned();
+        let caller = caller.ok_or_else(|| ApiError::internal("This place has no guard."))?;
+        if !caller.may_use(&served.name) {
+            return Err(ApiError::forbidden_model(caller.id(), &served.name));
+        }
         let headers = request.headers();
         if !is_json(headers) {
             return Err(ApiError::not_json());
@@ -62,7 +70,11 @@ impl FromRequest<Arc<Api>> for Asked {
             return Err(ApiError::too_large(limit));
         }
         let body = Held::read(request.into_body(), limit, &api.bodies).await?;
-        Ok(Self { served, body })
+        Ok(Self {
+            served,
+            body,
+            caller,
+        })
     }
 }
 

@@ -66,7 +66,11 @@ struct Chat {
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
     Extension(arrival): Extension<Arrival>,
-    Asked { served, body }: Asked,
+    Asked {
+        served,
+        body,
+        caller,
+    }: Asked,
 ) -> Result<Response, ApiError> {
     let parsed = {
         let (api, served, at) = (api.clone(), served.clone(), arrival.at);
@@ -79,7 +83,9 @@ pub(super) async fn create(
     } = api.text_work(parsed).await?;
     let headers = manner.headers();
     let prompt = ask.request.prompt.clone();
-    let run = api.start(&served, vec![ask], "messages").await?;
+    let run = api
+        .start(&served, (&caller, &arrival), vec![ask], "messages")
+        .await?;
     let id = format!("chatcmpl-{}", arrival.id);
     let teller = Teller { manner, logprobs };
     let response = match teller.manner.stream {

@@ -56,7 +56,11 @@ struct Completion {
 pub(super) async fn create(
     State(api): State<Arc<Api>>,
     Extension(arrival): Extension<Arrival>,
-    Asked { served, body }: Asked,
+    Asked {
+        served,
+        body,
+        caller,
+    }: Asked,
 ) -> Result<Response, ApiError> {
     let parsed = {
         let (api, served, at) = (api.clone(), served.clone(), arrival.at);
@@ -68,7 +72,9 @@ pub(super) async fn create(
         muted,
     } = api.text_work(parsed).await?;
     let headers = teller.manner.headers();
-    let mut run = api.start(&served, asks, "prompt").await?;
+    let mut run = api
+        .start(&served, (&caller, &arrival), asks, "prompt")
+        .await?;
     if muted {
         run.mute();
     }

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use engine::Refused;
 use serde::Serialize;
 
+use crate::access;
 use crate::generation::Refusal;
 use crate::text::{TemplateError, TextError};
 
@@ -82,6 +83,45 @@ impl ApiError {
             code: Some("model_not_found"),
             param: Some("model".into()),
             ..Self::refused(StatusCode::NOT_FOUND, message)
+        }
+    }
+
+    /// The key of the request is good, but not for this model.
+    pub(super) fn forbidden_model(key: &str, model: &str) -> Self {
+        let message = format!("The API key {key:?} may not use the model {model:?}.");
+        Self {
+            param: Some("model".into()),
+            ..Self::new(StatusCode::FORBIDDEN, "permission_error", message)
+        }
+    }
+
+    /// A request that was not let in.
+    pub(super) fn from_access(refusal: &access::Refusal) -> Self {
+        let over = match refusal {
+            access::Refusal::Missing => {
+                return Self::bad_key(
+                    "This server wants an API key: send the header Authorization: Bearer KEY.",
+                );
+            }
+            access::Refusal::Unknown => return Self::bad_key("The API key is not known here."),
+            access::Refusal::Expired(end) => {
+                return Self::bad_key(&format!("The API key expired at {end}."));
+            }
+            access::Refusal::Over(over) => over,
+        };
+        let kind = match over {
+            access::Over::Budget { .. } => "insufficient_quota",
+            _ => "rate_limit_exceeded",
+        };
+        let seconds = |wait: std::time::Duration| wait.as_nanos().div_ceil(1_000_000_000).max(1);
+        Self {
+            code: Some(kind),
+            retry_after: (over.wait()).map(|wait| u32::try_from(seconds(wait)).unwrap_or(u32::MAX)),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                kind,
+                format!("For this API key {over}."),
+            )
         }
     }
 

@@ -1,5 +1,6 @@
 //! Wire dialects: bodies to asks, pieces to chunks. Nothing here knows a socket.
 
+pub(crate) mod access;
 mod admin;
 mod body;
 mod chat;
@@ -22,7 +23,7 @@ mod tokenize;
 mod trace;
 mod usage;
 
-use std::hash::{BuildHasher as _, RandomState};
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -34,7 +35,10 @@ use tokio::sync::{Semaphore, mpsc};
 
 use self::error::ApiError;
 use self::params::Facts;
+use self::places::Audience;
 use self::run::Run;
+use self::trace::Arrival;
+use crate::access::{Access, Caller, Request};
 use crate::config::Live;
 use crate::follow::Reload;
 use crate::generation::Ask;
@@ -52,6 +56,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// The settings.
     pub settings: Live,
+    /// Who is let in.
+    pub access: Access,
     /// What operators see and do.
     pub(crate) control: Control,
 }
@@ -71,9 +77,16 @@ pub fn router(context: Context) -> Router {
     places::all()
         .into_iter()
         .fold(Router::new(), |router, place| {
-            let served_by = match place.about.path.starts_with(admin::PLACES) {
-                true => (place.served_by).layer(from_fn_with_state(api.clone(), admin::guard)),
-                false => place.served_by,
+            let served_by = match place.audience {
+                Audience::Anybody => place.served_by,
+                Audience::Keys => {
+                    let guard = from_fn_with_state(api.clone(), access::guard);
+                    place.served_by.route_layer(guard)
+                }
+                Audience::Operators => {
+                    let guard = from_fn_with_state(api.clone(), admin::guard);
+                    place.served_by.layer(guard)
+                }
             };
             router.route(place.about.path, served_by)
         })
@@ -155,18 +168,51 @@ impl Api {
         done.unwrap_or_else(|_| Err(ApiError::panicked()))
     }
 
-    /// Has `asks` admitted. `prompt` is the field that holds the prompt.
-    async fn start(&self, served: &Served, asks: Vec<Ask>, prompt: &str) -> Result<Run, ApiError> {
+    /// Has `asks` of `caller` admitted, and takes what they may come to from what it may use. `prompt` is
+    /// the field that holds the prompt.
+    async fn start(
+        &self,
+        served: &Served,
+        (caller, arrival): (&Caller, &Arrival),
+        mut asks: Vec<Ask>,
+        prompt: &str,
+    ) -> Result<Run, ApiError> {
+        let (mut input, mut most) = (0, 0);
+        for Ask { request, .. } in &mut asks {
+            request.priority = caller.priority(request.priority);
+            request.cache_salt = self.isolated(caller, request.cache_salt);
+            input += request.prompt.len() as u64;
+            most += u64::from(request.choices) * u64::from(request.stop.max_tokens);
+        }
+        let request = Request {
+            id: arrival.id.clone(),
+            model: served.name.clone(),
+            arrived: arrival.at,
+        };
+        let bill = caller.bill(request, input, most);
+        let bill = bill.map_err(|refusal| ApiError::from_access(&refusal))?;
         let shed = StatusCode::from_u16(self.context.settings.now().shed_status.code())
             .unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
         let refused = |refusal| ApiError::from_refusal(refusal, shed, prompt);
-        Run::start(&served.generator, asks, refused).await
+        Run::start(&served.generator, asks, bill, refused).await
     }
 
     /// A number that nobody foresees.
     fn draw(&self) -> u64 {
         self.random
             .hash_one(self.drawn.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// `salt`, and what keeps the cached prefixes of `caller` apart from those of others.
+    fn isolated(&self, caller: &Caller, salt: u64) -> u64 {
+        let mut hasher = self.random.build_hasher();
+        match caller.isolate(&mut hasher) {
+            true => {
+                salt.hash(&mut hasher);
+                hasher.finish().max(1)
+            }
+            false => salt,
+        }
     }
 
     /// What keeps the cached prefixes of a salt apart; without a salt the common pool.

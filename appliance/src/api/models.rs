@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, State};
+use axum::{Extension, Json};
 use serde::Serialize;
 
 use super::Api;
 use super::error::ApiError;
+use crate::access::Caller;
 use crate::served::Served;
 
 /// A list of models.
@@ -43,13 +44,13 @@ impl Model {
     }
 }
 
-/// The model that is served; none while it is not loaded.
-pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<List> {
-    let data = api
-        .loaded()
-        .iter()
-        .map(|served| Model::new(served))
-        .collect();
+/// The model that is served, if the caller may use it; none while it is not loaded.
+pub(super) async fn list(
+    State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
+) -> Json<List> {
+    let served = api.loaded().filter(|served| caller.may_use(&served.name));
+    let data = served.iter().map(|served| Model::new(served)).collect();
     Json(List {
         object: "list",
         data,
@@ -59,6 +60,7 @@ pub(super) async fn list(State(api): State<Arc<Api>>) -> Json<List> {
 /// The model of that name, which may hold slashes.
 pub(super) async fn retrieve(
     State(api): State<Arc<Api>>,
+    Extension(caller): Extension<Caller>,
     Path(name): Path<String>,
 ) -> Result<Json<Model>, ApiError> {
     let served = match api.loaded() {
@@ -66,5 +68,8 @@ pub(super) async fn retrieve(
         None => api.served()?,
     };
     super::check_model(Some(&name), &served)?;
+    if !caller.may_use(&name) {
+        return Err(ApiError::forbidden_model(caller.id(), &name));
+    }
     Ok(Json(Model::new(&served)))
 }

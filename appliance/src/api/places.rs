@@ -17,9 +17,21 @@ use super::{Api, admin, chat, completions, models, probes, tokenize};
 const JSON: &[&str] = &["application/json"];
 const JSON_OR_EVENTS: &[&str] = &["application/json", "text/event-stream"];
 
+/// Who finds a place open.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Audience {
+    /// Whoever can connect: what is served looks after itself.
+    Anybody,
+    /// Who has a key, where there are keys.
+    Keys,
+    /// Who has the admin-key.
+    Operators,
+}
+
 /// A place of the API.
 pub(super) struct Place {
     pub(super) about: About,
+    pub(super) audience: Audience,
     pub(super) served_by: MethodRouter<Arc<Api>>,
 }
 
@@ -50,6 +62,7 @@ fn generation() -> [Place; 2] {
                 body: Some((chat.concat(), &["messages"])),
                 answers: JSON_OR_EVENTS,
             },
+            audience: Audience::Keys,
             served_by: post(chat::create),
         },
         Place {
@@ -60,6 +73,7 @@ fn generation() -> [Place; 2] {
                 body: Some((completion.concat(), &["prompt"])),
                 answers: JSON_OR_EVENTS,
             },
+            audience: Audience::Keys,
             served_by: post(completions::create),
         },
     ]
@@ -76,6 +90,7 @@ fn text() -> [Place; 2] {
                 body: Some((tokenize.concat(), &[])),
                 answers: JSON,
             },
+            audience: Audience::Keys,
             served_by: post(tokenize::tokenize),
         },
         Place {
@@ -86,22 +101,29 @@ fn text() -> [Place; 2] {
                 body: Some((DetokenizeFields::described(), &["tokens"])),
                 answers: JSON,
             },
+            audience: Audience::Keys,
             served_by: post(tokenize::detokenize),
         },
     ]
 }
 
 fn models() -> [Place; 2] {
-    let retrieve = get(models::retrieve);
-    [
-        get_place(
-            "/v1/models",
-            "The model that is served.",
-            JSON,
-            get(models::list),
-        ),
-        get_place("/v1/models/{*name}", "The same, by name.", JSON, retrieve),
-    ]
+    let list = get_place(
+        "/v1/models",
+        "The model that is served.",
+        JSON,
+        get(models::list),
+    );
+    let retrieve = get_place(
+        "/v1/models/{*name}",
+        "The same, by name.",
+        JSON,
+        get(models::retrieve),
+    );
+    [list, retrieve].map(|place| Place {
+        audience: Audience::Keys,
+        ..place
+    })
 }
 
 fn probes() -> [Place; 6] {
@@ -133,7 +155,7 @@ fn probes() -> [Place; 6] {
     ]
 }
 
-fn admin() -> [Place; 2] {
+fn admin() -> [Place; 3] {
     let reload = About {
         path: "/admin/reload",
         method: HttpMethod::Post,
@@ -141,18 +163,27 @@ fn admin() -> [Place; 2] {
         body: None,
         answers: JSON,
     };
-    [
-        get_place(
-            "/admin/status",
-            "What the server says of itself. Needs the admin-key.",
-            JSON,
-            get(admin::status),
-        ),
-        Place {
-            about: reload,
-            served_by: post(admin::reload),
-        },
-    ]
+    let status = get_place(
+        "/admin/status",
+        "What the server says of itself. Needs the admin-key.",
+        JSON,
+        get(admin::status),
+    );
+    let usage = get_place(
+        "/admin/usage",
+        "What each key has used and may use. Needs the admin-key.",
+        JSON,
+        get(admin::usage),
+    );
+    let reload = Place {
+        about: reload,
+        audience: Audience::Operators,
+        served_by: post(admin::reload),
+    };
+    [status, usage, reload].map(|place| Place {
+        audience: Audience::Operators,
+        ..place
+    })
 }
 
 fn get_place(
@@ -169,6 +200,7 @@ fn get_place(
             body: None,
             answers,
         },
+        audience: Audience::Anybody,
         served_by,
     }
 }
@@ -190,7 +222,11 @@ fn description(places: &[Place]) -> Place {
             document.to_string(),
         )
     });
-    Place { about, served_by }
+    Place {
+        about,
+        audience: Audience::Anybody,
+        served_by,
+    }
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use futures_util::stream::{self, BoxStream, SelectAll, StreamExt};
 
 use super::error::ApiError;
 use super::usage::Usage;
+use crate::access::{Bill, Tokens};
 use crate::generation::{Ask, Generation, Generator, Piece, Reason};
 
 /// A request under way. Dropping it cancels all of it.
@@ -19,14 +20,35 @@ pub(super) struct Run {
     /// Nothing that is produced is told or counted.
     muted: bool,
     usage: Usage,
+    /// What was taken for it; settled at its end.
+    bill: Option<Bill>,
+    /// How the continuation that ended last did.
+    finish: &'static str,
+    /// Whether one ended with an error: then nobody waits for the others.
+    failed: bool,
     /// Where its end is logged.
     span: tracing::Span,
 }
 
-/// Logs what a request took, whether it came to its end or its client left.
+/// Logs and settles what a request took, whether it came to its end or its client left. What left the queue
+/// neither for itself nor for others costs nothing.
 impl Drop for Run {
     fn drop(&mut self) {
         self.span.in_scope(|| self.usage.log(self.open));
+        if let Some(bill) = self.bill.take() {
+            let begun = self.begun.contains(&true);
+            let tokens = if begun {
+                self.usage.tokens()
+            } else {
+                Tokens::default()
+            };
+            let finish = if self.open == 0 || self.failed {
+                self.finish
+            } else {
+                "aborted"
+            };
+            bill.settle(tokens, finish);
+        }
     }
 }
 
@@ -81,6 +103,7 @@ impl Run {
     pub(super) async fn start(
         generator: &Generator,
         asks: Vec<Ask>,
+        bill: Bill,
         refused: impl Fn(crate::generation::Refusal) -> ApiError,
     ) -> Result<Self, ApiError> {
         let choices = asks.first().map_or(1, |ask| ask.request.choices);
@@ -90,7 +113,9 @@ impl Run {
             let generation = generator.start(ask).await.map_err(&refused)?;
             generations.push(pieces(generation));
         }
-        Ok(Self::of(generations, choices, tokens))
+        let mut run = Self::of(generations, choices, tokens);
+        run.bill = Some(bill);
+        Ok(run)
     }
 
     /// A run of one generation for each prompt; all prompts together have `tokens`.
@@ -110,6 +135,9 @@ impl Run {
             open: choices.saturating_mul(u32::try_from(prompts).unwrap_or(u32::MAX)),
             muted: false,
             usage: Usage::of_prompts(tokens),
+            bill: None,
+            finish: "aborted",
+            failed: false,
             span: tracing::Span::current(),
         }
     }
@@ -164,6 +192,9 @@ impl Run {
             } => {
                 let index = index(choice);
                 self.usage.produced();
+                if let Some(bill) = &mut self.bill {
+                    bill.produced();
+                }
                 Part::Token {
                     index,
                     text,
@@ -177,6 +208,8 @@ impl Run {
             } => {
                 let index = index(choice);
                 self.open = self.open.saturating_sub(1);
+                self.finish = finish(&reason);
+                self.failed |= matches!(reason, Reason::Deadline | Reason::Failed(_));
                 match (End::new(reason)?, self.muted) {
                     (end, false) => Part::End { index, text, end },
                     (_, true) => Part::End {
@@ -217,6 +250,16 @@ impl Run {
             prompts,
             usage: self.usage,
         })
+    }
+}
+
+/// How the ledger tells the end of a continuation.
+fn finish(reason: &Reason) -> &'static str {
+    match reason {
+        Reason::Eos | Reason::StopToken(_) | Reason::StopText(_) => "stop",
+        Reason::Length => "length",
+        Reason::Deadline => "timeout",
+        Reason::Failed(_) => "error",
     }
 }
 

@@ -59,7 +59,7 @@ pub(super) struct Text {
 /// Text to tokens.
 pub(super) async fn tokenize(
     State(api): State<Arc<Api>>,
-    Asked { served, body }: Asked,
+    Asked { served, body, .. }: Asked,
 ) -> Result<Json<Tokens>, ApiError> {
     let trust = api.context.settings.now().trust_request_chat_template;
     api.text_work(move || Ok(Json(Tokens::parse(&body, &served, trust)?)))
@@ -69,7 +69,7 @@ pub(super) async fn tokenize(
 /// Tokens to text.
 pub(super) async fn detokenize(
     State(api): State<Arc<Api>>,
-    Asked { served, body }: Asked,
+    Asked { served, body, .. }: Asked,
 ) -> Result<Json<Text>, ApiError> {
     api.text_work(move || Ok(Json(Text::parse(&body, &served)?)))
         .await

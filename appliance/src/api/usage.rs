@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use crate::access::Tokens;
+
 /// The tokens of a request so far, all prompts and choices together.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Debug)]
 pub(super) struct Usage {
@@ -33,6 +35,15 @@ impl Usage {
             unfinished,
             "ran"
         );
+    }
+
+    /// What is to be paid for.
+    pub(super) fn tokens(&self) -> Tokens {
+        Tokens {
+            input: self.prompt_tokens,
+            cached: self.prompt_tokens_details.cached_tokens,
+            output: self.completion_tokens,
+        }
     }
 
     /// Before the first token.

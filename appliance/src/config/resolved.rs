@@ -9,8 +9,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::raw::{ConfigError, Origin, Raw};
 use super::value::{
-    Backend, ByteSize, Cloud, Form, Isolation, LogFormat, ParameterPath, Precision, Secret, SecretLines,
-    ShedStatus, Value as _,
+    Backend, ByteSize, Cloud, Form, Isolation, LogFormat, ParameterPath, Precision, Secret,
+    SecretLines, ShedStatus, Value as _,
 };
 use crate::access::Money;
 use crate::access::keys::Keys;

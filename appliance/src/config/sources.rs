@@ -100,7 +100,11 @@ impl Layer {
         let mut layer = Self::default();
         for (key, value) in parameters {
             let path = format!("{prefix}/{key}");
-            let name = if key.starts_with("keys/") { "keys" } else { key };
+            let name = if key.starts_with("keys/") {
+                "keys"
+            } else {
+                key
+            };
             let setting = named(name).ok_or_else(|| ConfigError::UnknownKey {
                 file: prefix.to_owned(),
                 nearest: nearest(key),
@@ -171,10 +175,7 @@ fn nearest(key: &str) -> &'static str {
 }
 
 /// The one of `names` that takes the fewest edits to become `key`; there is one at least.
-pub(crate) fn nearest_of(
-    key: &str,
-    names: impl Iterator<Item = &'static str>,
-) -> &'static str {
+pub(crate) fn nearest_of(key: &str, names: impl Iterator<Item = &'static str>) -> &'static str {
     (names.min_by_key(|name| edits(key, name))).expect("there are names")
 }
 

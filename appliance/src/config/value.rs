@@ -221,7 +221,10 @@ impl fmt::Debug for SecretLines {
 impl Value for SecretLines {
     const FORM: Form = Form {
         secret: true,
-        ..Form::plain("LINES", "one or more lines, as appliance keys new writes them")
+        ..Form::plain(
+            "LINES",
+            "one or more lines, as appliance keys new writes them",
+        )
     };
 
     fn parse(text: &str) -> Option<Self> {

@@ -35,7 +35,7 @@ pub(super) async fn attend(stream: TcpStream, peer: SocketAddr, shared: &Arc<Sha
     let waiting = Arc::new(Waiting::new());
     let service = service_fn(|request| {
         let (shared, waiting) = (Arc::clone(shared), Arc::clone(&waiting));
-        async move { Ok::<_, Infallible>(exchange::answer(&shared, waiting, request).await) }
+        async move { Ok::<_, Infallible>(exchange::answer(&shared, peer, waiting, request).await) }
     });
     let builder = builder(shared.limits.idle);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

@@ -1,5 +1,6 @@
 //! One request and its answer: what is read of the one, and what is counted of the other.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use hyper::{Method, Request};
 use super::Shared;
 use super::body::{Arriving, Outgoing};
 use super::connection::Waiting;
+use crate::api::access::Peer;
 
 /// How long the rest of a body that is not wanted is read and thrown away.
 const THROWING_AWAY: Duration = Duration::from_secs(10);
@@ -26,6 +28,7 @@ const THROWN_AWAY: u64 = 4;
 /// Answers a request.
 pub(super) async fn answer(
     shared: &Shared,
+    peer: SocketAddr,
     waiting: Arc<Waiting>,
     request: Request<Incoming>,
 ) -> Response {
@@ -36,7 +39,8 @@ pub(super) async fn answer(
     let awaits_word = request.headers().contains_key(EXPECT);
     let (head, body) = request.into_parts();
     let (body, door) = Arriving::new(body, shared.limits.idle, work);
-    let request = Request::from_parts(head, Body::new(body));
+    let mut request = Request::from_parts(head, Body::new(body));
+    request.extensions_mut().insert(Peer(peer));
     let mut response = match shared.router.call(request).await {
         Ok(response) => response,
         Err(never) => match never {},
