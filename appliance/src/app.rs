@@ -20,7 +20,7 @@ use crate::drivers::{self, DriverError};
 use crate::follow::{Reload, Sources, SourcesError, Unread, Wanted};
 use crate::health::{Health, Phase};
 use crate::host::AccountError;
-use crate::http;
+use crate::http::{self, Tls, TlsError};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::opening::{self, LoadError, Opened, Place, Progress};
@@ -50,6 +50,9 @@ pub enum Failure {
     /// There is no account to take settings from.
     #[error(transparent)]
     Account(#[from] AccountError),
+    /// The certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The keys or the ledger cannot be used.
     #[error(transparent)]
     Access(#[from] AccessError),
@@ -114,9 +117,11 @@ impl Failure {
         match self {
             Self::Lost(_) => LOST.into(),
             Self::Model { .. } if self.is_of_device() => LOST.into(),
-            Self::Config(_) | Self::Account(_) | Self::Access(_) | Self::Model { .. } => {
-                USAGE.into()
-            }
+            Self::Config(_)
+            | Self::Account(_)
+            | Self::Tls(_)
+            | Self::Access(_)
+            | Self::Model { .. } => USAGE.into(),
             Self::Listen { .. } | Self::Host(_) | Self::Cut => ExitCode::FAILURE,
         }
     }
@@ -169,6 +174,7 @@ async fn run(flags: &Flags) -> Result<(), Failure> {
     let mut signals = Signals::take()?;
     let sources = Arc::new(Sources::find(flags).await?);
     let early = Resolved::early(&sources.early()?)?;
+    let tls = Tls::open(&early)?;
     let address = early.listen;
     let listener =
         (TcpListener::bind(address).await).map_err(|why| Failure::Listen { address, why })?;
@@ -204,6 +210,7 @@ async fn run(flags: &Flags) -> Result<(), Failure> {
     };
     let http = http::Server::start(
         listener,
+        tls,
         api::router(context),
         &early,
         server.metrics.clone(),

@@ -19,6 +19,7 @@ mod replicas;
 mod sampling;
 mod streams;
 mod text;
+mod tls;
 mod tokenize;
 
 use std::sync::OnceLock;

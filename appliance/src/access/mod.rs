@@ -13,10 +13,9 @@ pub mod usage;
 use std::collections::BTreeMap;
 use std::hash::{Hash as _, Hasher};
 use std::io;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -29,12 +28,10 @@ pub use self::quota::{Over, Room};
 pub use self::usage::{Prices, Tally, Tokens, Usage};
 use crate::config::{Isolation, Live, Resolved};
 use crate::metrics::Metrics;
+use crate::stamp::{LOOK, Watched};
 
 /// Accounts of keys that are no more are forgotten beyond so many.
 const ACCOUNTS: usize = 4 * MOST;
-
-/// How often the file of keys is looked at.
-const LOOK: Duration = Duration::from_secs(1);
 
 /// The farthest back among its key's requests that a request may put itself.
 const BACK: i32 = 1_000_000;
@@ -184,20 +181,18 @@ impl Access {
 
     /// Reads the file of keys again when it changes, for ever.
     pub async fn follow(self, settings: Live) {
-        let mut seen = stamp(&settings.now()).await;
+        let mut watched = Watched::default();
         loop {
+            let file = settings.now().keys_file.clone();
+            if watched.changed(file.into_iter().collect()).await {
+                let (access, settings) = (self.clone(), settings.clone());
+                // It reads a file.
+                let applied = tokio::task::spawn_blocking(move || access.apply(&settings)).await;
+                if let Ok(Err(why)) = applied {
+                    tracing::error!(audit = "keys", "{why}; the keys of before stay");
+                }
+            }
             tokio::time::sleep(LOOK).await;
-            let now = stamp(&settings.now()).await;
-            if now == seen {
-                continue;
-            }
-            seen = now;
-            let (access, settings) = (self.clone(), settings.clone());
-            // It reads a file.
-            let applied = tokio::task::spawn_blocking(move || access.apply(&settings)).await;
-            if let Ok(Err(why)) = applied {
-                tracing::error!(audit = "keys", "{why}; the keys of before stay");
-            }
         }
     }
 
@@ -322,14 +317,6 @@ impl Terms {
             isolation: settings.isolate_cache,
         }
     }
-}
-
-/// What changes when the file of keys does.
-async fn stamp(settings: &Resolved) -> Option<(SystemTime, u64, u64)> {
-    let path = settings.keys_file.clone()?;
-    let read = tokio::task::spawn_blocking(move || std::fs::metadata(path)).await;
-    let read = read.ok()?.ok()?;
-    Some((read.modified().ok()?, read.len(), read.ino()))
 }
 
 /// The keys that `settings` have: in themselves, or in a file.

@@ -182,6 +182,10 @@ settings! {
     Live hub_endpoint: String, "hub-endpoint" = "https://huggingface.co", also "HF_ENDPOINT";
     /// The token that the hub asks for, for models that are not public.
     Live hub_token: Option<Secret>, "hub-token" = "auto", also "HF_TOKEN";
+    /// A file of PEM with the certificate to show and those that vouch for it; auto is plain HTTP. A path that begins with $CREDENTIALS_DIRECTORY/ is where systemd's LoadCredential puts it. It is read again when it changes.
+    Start tls_certificate: Option<PathBuf>, "tls-certificate" = "auto";
+    /// A file of PEM with its key, not encrypted; found and read again like the certificate.
+    Start tls_key: Option<PathBuf>, "tls-key" = "auto";
     /// The keys of clients, one JSON object a line, as appliance keys new writes them; auto serves whoever can connect, unless keys-file is set.
     Live keys: Option<SecretLines>, "keys" = "auto";
     /// A file of the same lines, which is read again when it changes.
@@ -229,6 +233,11 @@ impl Resolved {
             resolved.dtype.check_cpu()?;
         }
         resolved.check_keys()?;
+        if resolved.tls_certificate.is_some() != resolved.tls_key.is_some() {
+            return Err(ConfigError::Conflict(
+                "tls-certificate and tls-key belong together: set both or none".to_owned(),
+            ));
+        }
         Ok(resolved)
     }
 

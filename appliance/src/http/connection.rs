@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::Shared;
@@ -25,13 +26,28 @@ const STREAMS: u32 = 256;
 /// How often an HTTP/2 connection is asked whether its peer is still there.
 const PING: Duration = Duration::from_secs(20);
 
-/// Answers all requests of a connection; returns when it has ended or its client has kept us
-/// waiting for too long.
+/// Answers all requests of a connection, which TLS may make private first.
 pub(super) async fn attend(stream: TcpStream, peer: SocketAddr, shared: &Arc<Shared>) {
     // Each token is its own small write, and must leave at once.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, "cannot turn off Nagle's algorithm: {error}");
     }
+    match &shared.tls {
+        None => attend_open(stream, peer, shared).await,
+        Some(tls) => match tls.accept(stream).await {
+            Ok(stream) => attend_open(stream, peer, shared).await,
+            Err(error) => tracing::debug!(%peer, "no TLS with this client: {error}"),
+        },
+    }
+}
+
+/// Answers all requests of a connection; returns when it has ended or its client has kept us
+/// waiting for too long.
+async fn attend_open(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    peer: SocketAddr,
+    shared: &Arc<Shared>,
+) {
     let waiting = Arc::new(Waiting::new());
     let service = service_fn(|request| {
         let (shared, waiting) = (Arc::clone(shared), Arc::clone(&waiting));

@@ -5,6 +5,7 @@ mod body;
 mod connection;
 mod exchange;
 mod tally;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,6 +17,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 
 use self::tally::Tally;
+pub(crate) use self::tls::Tls;
+pub use self::tls::TlsError;
 use crate::config::Resolved;
 use crate::metrics::Metrics;
 
@@ -42,6 +45,8 @@ pub(crate) struct Server {
 struct Shared {
     router: TowerToHyperService<Router>,
     limits: Limits,
+    /// `None` for plain HTTP.
+    tls: Option<Tls>,
     metrics: Metrics,
     /// Connections open.
     connections: Tally,
@@ -52,9 +57,10 @@ struct Shared {
 }
 
 impl Server {
-    /// Serves `router` to whoever connects to `listener`.
+    /// Serves `router` to whoever connects to `listener`, over TLS if there is any.
     pub(crate) fn start(
         listener: TcpListener,
+        tls: Option<Tls>,
         router: Router,
         settings: &Resolved,
         metrics: Metrics,
@@ -67,11 +73,15 @@ impl Server {
         let shared = Arc::new(Shared {
             router: TowerToHyperService::new(exchange::with_routes_named(router)),
             limits,
+            tls,
             metrics,
             connections: Tally::default(),
             work: Tally::default(),
             closing: watch::Sender::new(false),
         });
+        if let Some(tls) = &shared.tls {
+            tokio::spawn(tls.clone().follow());
+        }
         let accepting = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { shared, accepting }
     }
