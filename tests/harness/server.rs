@@ -145,6 +145,14 @@ pub fn scratch_file(name: &str, text: &str) -> PathBuf {
     path
 }
 
+/// An empty directory under `target` whose name ends in `name`.
+pub fn scratch_directory(name: &str) -> PathBuf {
+    let path = scratch().join(format!("{}-{name}", std::process::id()));
+    fs::remove_dir_all(&path).ok();
+    fs::create_dir_all(&path).expect("a directory under target");
+    path
+}
+
 /// A running server. Dropping it ends it.
 #[derive(Debug)]
 pub struct Server {
