@@ -304,6 +304,18 @@ choices! {
         Int8 = "int8",
     }
 
+    /// The number format of keys and values.
+    KvPrecision, "auto|bf16|fp8|f32": {
+        /// What the device has, or was prepared for.
+        Auto = "auto",
+        /// bfloat16.
+        Bf16 = "bf16",
+        /// 8-bit floating point.
+        Fp8 = "fp8",
+        /// 32-bit floating point.
+        F32 = "f32",
+    }
+
     /// How log lines look.
     LogFormat, "human|json": {
         /// For a terminal.
