@@ -22,6 +22,7 @@ pub mod hub;
 pub mod import;
 mod log;
 pub mod metrics;
+pub mod objects;
 mod opening;
 pub mod prepare;
 pub mod pull;

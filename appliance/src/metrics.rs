@@ -16,6 +16,7 @@ use prometheus::{
 
 use crate::access::Tally;
 use crate::engine_thread::Shape;
+use crate::opening::rate;
 
 /// How often the buffer is rendered at the most. Inference gateways scrape every 50 ms and call what
 /// is older than 200 ms stale.
@@ -226,6 +227,14 @@ impl Metrics {
         self.change();
     }
 
+    /// So many more bytes of weights were read; all together so many in so many seconds.
+    pub(crate) fn loaded(&self, more: u64, all: u64, seconds: f64) {
+        let rate = i64::try_from(rate(all, seconds)).unwrap_or(i64::MAX);
+        self.shared.http.load_bytes.inc_by(more);
+        self.shared.http.load_rate.set(rate);
+        self.change();
+    }
+
     /// The server has entered a phase of its life.
     pub(crate) fn phase(&self, phase: &str) {
         for (name, gauge) in PHASES.iter().zip(&self.shared.http.phases) {
@@ -418,6 +427,8 @@ struct Http {
     phases: [IntGauge; 4],
     refused_settings: IntCounter,
     swaps: IntCounterVec,
+    load_bytes: IntCounter,
+    load_rate: IntGauge,
 }
 
 impl Http {
@@ -449,6 +460,14 @@ impl Http {
                 "Changes of the model, by how they went",
                 "outcome",
                 &["done", "kept", "lost"],
+            ),
+            load_bytes: makers.counter(
+                "appliance_load_bytes_total",
+                "Bytes of weights that were read, from wherever they are",
+            ),
+            load_rate: makers.gauge(
+                "appliance_load_bytes_per_second",
+                "How fast the weights of the last model that was opened were read, or are being read",
             ),
         }
     }

@@ -1,6 +1,8 @@
 //! From settings to a model that has proven that it generates: its files, its device, its engines.
 
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use engine::{
@@ -17,11 +19,14 @@ use crate::generation::{Ask, Generator, Piece, Reason, Refusal};
 use crate::health::Pulse;
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::served::Served;
-use crate::source::{Hub, Source, SourceError};
+use crate::source::{Means, Source, SourceError};
 use crate::text::{Template, TemplateError, TextError, Tokenizer};
 
 /// How long the model may take to produce its first token.
 const SELF_TEST: Duration = Duration::from_secs(60);
+
+/// How often it is told how far the weights are.
+const TELL: Duration = Duration::from_millis(500);
 
 /// How long an engine whose self-test failed has to say that its device is lost.
 const LAST_WORDS: Duration = Duration::from_secs(3);
@@ -170,18 +175,18 @@ fn load(
         kept.map_err(|error| LoadError::Host(error.to_string()))?;
     }
     progress.say("the model is being fetched");
-    let dir = source.local(&hub(settings))?;
+    let found = source.find(&Means::of(settings))?;
     progress.say("the model is being opened");
-    let decoder = Decoder::open(&dir)?;
-    let defaults = GenerationDefaults::open(&dir)?;
-    let tokenizer = Tokenizer::open(&dir)?;
-    let template = Template::open(&dir)?;
-    let weights = Weights::open(&dir, &decoder)?;
+    let dir = found.directory();
+    let decoder = Decoder::open(dir)?;
+    let defaults = GenerationDefaults::open(dir)?;
+    let tokenizer = Tokenizer::open(dir)?;
+    let template = Template::open(dir)?;
+    let weights = found.weights(&decoder)?;
     let demand = demand(settings, &decoder)?;
-    let devices = driver.open(&Load {
+    let load = Load {
         beside: place == Place::Beside,
         precision: settings.dtype,
-        kv: settings.kv_dtype,
         replicas: settings.replicas.get(),
         artifacts: settings.artifacts.as_deref(),
         patience: settings.device_timeout,
@@ -189,7 +194,8 @@ fn load(
         decoder: &decoder,
         weights: &weights,
         demand: &demand,
-    })?;
+    };
+    let devices = watched(&weights, metrics, progress, || driver.open(&load))?;
     let Some(profile) = devices.first().map(|device| device.profile().clone()) else {
         return Err(LoadError::Host("no device was opened".to_owned()));
     };
@@ -232,12 +238,55 @@ fn load(
     Ok((Opened { served, dispatch }, profile))
 }
 
-fn hub(settings: &Resolved) -> Hub {
-    Hub::new(
-        settings.hub_endpoint.clone(),
-        settings.hub_token.clone(),
-        settings.cache_dir.clone(),
-    )
+/// Runs `open`, and tells how far the weights are meanwhile.
+fn watched<T>(
+    weights: &Weights,
+    metrics: &Metrics,
+    progress: &Progress,
+    open: impl FnOnce() -> T,
+) -> T {
+    let reading = weights.progress();
+    let (done, is_done) = sync_channel::<()>(1);
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let start = Instant::now();
+            let mut before = 0;
+            loop {
+                let over = is_done.recv_timeout(TELL) != Err(RecvTimeoutError::Timeout);
+                let (read, total) = (reading.read(), reading.total());
+                let seconds = start.elapsed().as_secs_f64();
+                metrics.loaded(read - before, read, seconds);
+                before = read;
+                if over {
+                    let (mib, mib_per_second) = (read >> 20, rate(read, seconds) >> 20);
+                    tracing::info!(mib, seconds, mib_per_second, "weights read");
+                    return;
+                }
+                if let Some(percent) = (read * 100).checked_div(total) {
+                    progress.say(&format!(
+                        "the weights are being loaded: {percent} % of {} MiB, {} MiB/s",
+                        total >> 20,
+                        rate(read, seconds) >> 20
+                    ));
+                }
+            }
+        });
+        let opened = open();
+        drop(done);
+        opened
+    })
+}
+
+/// Bytes a second.
+pub(crate) fn rate(bytes: u64, seconds: f64) -> u64 {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_precision_loss,
+        clippy::cast_sign_loss,
+        reason = "it is shown, rounded to more than what is lost"
+    )]
+    let rate = (bytes as f64 / seconds.max(1e-3)) as u64;
+    rate
 }
 
 /// What the settings want of a device for this model.

@@ -18,8 +18,8 @@ use neuron_backend::compile::{Extra, PROGRAM, Settings};
 use neuron_backend::plan::Wish;
 use neuron_backend::{Activations, Event, KvFormat, Request, Target, WeightFormat};
 
-use crate::config::{Backend, ByteSize, KvPrecision, LoadFlags, Precision, Resolved, Value as _};
-use crate::source::Hub;
+use crate::config::{Backend, ByteSize, LoadFlags, Precision, Resolved, Value as _};
+use crate::source::{Found, Means};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -76,6 +76,9 @@ pub(crate) struct Wanted {
     /// Physical cores that make a logical one [default: 1 on inf2 and trn1, 2 on trn2 and trn3]
     #[arg(long, value_name = "NUMBER")]
     lnc: Option<u32>,
+    /// How keys and values are held: bf16, fp8 or f32
+    #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = kv_format)]
+    kv_dtype: KvFormat,
     /// What activations are held in: bf16, or f32, which is slow and for comparing
     #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = activations)]
     activations: Activations,
@@ -121,7 +124,7 @@ impl std::str::FromStr for Sizes {
 #[derive(Debug)]
 pub(crate) struct Prospect {
     pub(crate) settings: Resolved,
-    pub(crate) directory: PathBuf,
+    pub(crate) found: Found,
     pub(crate) decoder: Decoder,
     pub(crate) wish: Wish,
 }
@@ -132,7 +135,7 @@ impl Prepare {
         let prospect = self.wanted.prospect()?;
         let Prospect {
             settings,
-            directory,
+            found,
             decoder,
             wish,
         } = prospect;
@@ -142,7 +145,8 @@ impl Prepare {
         }
         let store = store(&settings)?;
         let source = settings.source()?.to_string();
-        let identity = Identity::of(source.clone(), &directory)
+        let directory = found.directory();
+        let identity = Identity::of(source.clone(), directory)
             .with_context(|| format!("cannot read the model in {}", directory.display()))?;
         let stop = stop_on_signal()?;
         let request = Request {
@@ -185,17 +189,12 @@ impl Wanted {
             let name = settings.backend.name();
             bail!("--backend {name}: only the neuron backend is prepared for ahead of time");
         }
-        let hub = Hub::new(
-            settings.hub_endpoint.clone(),
-            settings.hub_token.clone(),
-            settings.cache_dir.clone(),
-        );
-        let directory = settings.source()?.local(&hub)?;
-        let decoder = Decoder::open(&directory)?;
+        let found = settings.source()?.find(&Means::of(&settings))?;
+        let decoder = Decoder::open(found.directory())?;
         let wish = self.wish(&settings, &decoder)?;
         Ok(Prospect {
             settings,
-            directory,
+            found,
             decoder,
             wish,
         })
@@ -219,11 +218,7 @@ impl Wanted {
             ranks: self.tp,
             weights,
             activations: self.activations,
-            kv: match settings.kv_dtype {
-                KvPrecision::Auto | KvPrecision::Bf16 => KvFormat::Bf16,
-                KvPrecision::Fp8 => KvFormat::Fp8,
-                KvPrecision::F32 => KvFormat::F32,
-            },
+            kv: self.kv_dtype,
             demand: Demand {
                 context,
                 rows: settings.max_running.get(),
@@ -260,7 +255,7 @@ impl Wanted {
             number("tp", Some(wish.ranks.into())),
             number("lnc", wish.lnc.map(u64::from)),
             format!(" --dtype {}", weight_word(wish.weights)),
-            format!(" --kv-dtype {}", wish.kv.name()),
+            format!(" --kv-dtype {}", kv_word(wish.kv)),
             match wish.activations {
                 Activations::Bf16 => String::new(),
                 Activations::F32 => " --activations f32".to_owned(),
@@ -415,6 +410,21 @@ fn weight_word(format: WeightFormat) -> &'static str {
         WeightFormat::Fp8 => "fp8",
         WeightFormat::Int8 => "int8",
     }
+}
+
+fn kv_word(format: KvFormat) -> &'static str {
+    match format {
+        KvFormat::Bf16 => "bf16",
+        KvFormat::Fp8 => "fp8",
+        KvFormat::F32 => "f32",
+    }
+}
+
+fn kv_format(text: &str) -> Result<KvFormat, &'static str> {
+    [KvFormat::Bf16, KvFormat::Fp8, KvFormat::F32]
+        .into_iter()
+        .find(|format| kv_word(*format) == text)
+        .ok_or("it is bf16, fp8 or f32")
 }
 
 fn activations(text: &str) -> Result<Activations, &'static str> {

@@ -1,10 +1,16 @@
-//! Where a model comes from: a directory, or a hub.
+//! Where a model comes from: a directory, a hub, or objects of S3.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 
+use model::{CheckpointError, Decoder, Weights};
+use tempfile::TempDir;
+
+use crate::config::Resolved;
 pub use crate::hub::{Hub, HubError, HubModel};
+use crate::objects::{BlockCache, ObjectError, ObjectModel, Objects, Prefix};
 
 /// Where a model comes from.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -13,6 +19,42 @@ pub enum Source {
     Directory(PathBuf),
     /// `hf://organisation/name@revision`: a model of a hub that speaks Hugging Face's protocol.
     Hub(HubModel),
+    /// `s3://bucket/prefix`: a model in the Hugging Face layout under a prefix of a bucket.
+    Objects(Prefix),
+}
+
+/// What models are fetched with.
+#[derive(Clone, Debug)]
+pub struct Means {
+    /// The hub, and where what is fetched from it is kept.
+    pub hub: Hub,
+    /// Where weights that were streamed are kept, and how many bytes of them.
+    pub cache: Option<(PathBuf, u64)>,
+}
+
+impl Means {
+    /// As the settings say.
+    pub fn of(settings: &Resolved) -> Self {
+        Self {
+            hub: Hub::new(
+                settings.hub_endpoint.clone(),
+                settings.hub_token.clone(),
+                settings.cache_dir.clone(),
+            ),
+            cache: settings
+                .weights_cache
+                .clone()
+                .map(|directory| (directory, settings.weights_cache_size.0)),
+        }
+    }
+}
+
+/// A model that was found: its small files are in a directory of this host.
+#[derive(Debug)]
+pub struct Found {
+    directory: PathBuf,
+    /// What is elsewhere, and the directory's end.
+    elsewhere: Option<(ObjectModel, TempDir)>,
 }
 
 /// Why a model's source cannot be used.
@@ -37,15 +79,29 @@ pub enum SourceError {
     /// The hub's model cannot be fetched.
     #[error(transparent)]
     Hub(#[from] HubError),
+    /// The model's objects cannot be had.
+    #[error(transparent)]
+    Objects(#[from] ObjectError),
+    /// There is no room for the small files of a model.
+    #[error(
+        "cannot make a directory for the model's small files: {0}; set TMPDIR to one with room"
+    )]
+    Temporary(std::io::Error),
 }
 
 impl Source {
-    /// The directory of the model, fetched first if it is not here yet. Shows its progress on a terminal.
-    pub fn local(&self, hub: &Hub) -> Result<PathBuf, SourceError> {
-        match self {
-            Self::Directory(path) => directory(path),
-            Self::Hub(model) => Ok(hub.fetch(model)?),
-        }
+    /// Finds the model. One of a hub is fetched first if it is not here yet, with progress on a terminal; of
+    /// one that is made of objects, only what is small.
+    pub fn find(&self, means: &Means) -> Result<Found, SourceError> {
+        let directory = match self {
+            Self::Directory(path) => directory(path)?,
+            Self::Hub(model) => means.hub.fetch(model)?,
+            Self::Objects(prefix) => return Found::objects(prefix, means),
+        };
+        Ok(Found {
+            directory,
+            elsewhere: None,
+        })
     }
 
     /// A name for the model: the last part of the source.
@@ -55,8 +111,47 @@ impl Source {
             Self::Hub(model) => Path::new(&model.repository)
                 .file_name()
                 .map(|name| name.to_string_lossy().into()),
+            Self::Objects(prefix) => Some(prefix.name().to_owned()),
         };
         last.unwrap_or_else(|| "model".to_owned())
+    }
+}
+
+impl Found {
+    fn objects(prefix: &Prefix, means: &Means) -> Result<Self, SourceError> {
+        let cache = means.cache.clone();
+        let cache = cache.map(|(directory, limit)| Arc::new(BlockCache::open(directory, limit)));
+        let model = ObjectModel::open(&Objects::open()?, prefix, cache)?;
+        let directory = tempfile::Builder::new()
+            .prefix("appliance-model-")
+            .tempdir()
+            .map_err(SourceError::Temporary)?;
+        model.fetch_small(directory.path())?;
+        Ok(Self {
+            directory: directory.path().to_owned(),
+            elsewhere: Some((model, directory)),
+        })
+    }
+
+    /// Where its small files are: all but the weights. It may be gone with this value.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its weights, wherever they are.
+    ///
+    /// # Errors
+    /// They are not those of `decoder`.
+    pub fn weights(&self, decoder: &Decoder) -> Result<Weights, CheckpointError> {
+        match &self.elsewhere {
+            Some((model, _)) => Weights::of(model, decoder),
+            None => Weights::open(&self.directory, decoder),
+        }
+    }
+
+    /// The objects, if it is made of some.
+    pub fn object_model(&self) -> Option<&ObjectModel> {
+        self.elsewhere.as_ref().map(|(model, _)| model)
     }
 }
 
@@ -71,10 +166,8 @@ impl FromStr for Source {
         if text.is_empty() {
             return Err(wrong("it is empty"));
         }
-        if text.starts_with("s3://") {
-            return Err(wrong(
-                "s3:// comes with a later release; copy the model to a directory",
-            ));
+        if let Some(rest) = text.strip_prefix("s3://") {
+            return rest.parse().map(Self::Objects).map_err(wrong);
         }
         let Some(rest) = text.strip_prefix("hf://") else {
             return Ok(Self::Directory(text.into()));
@@ -126,6 +219,7 @@ impl fmt::Display for Source {
         match self {
             Self::Directory(path) => path.display().fmt(f),
             Self::Hub(model) => model.fmt(f),
+            Self::Objects(prefix) => prefix.fmt(f),
         }
     }
 }
@@ -162,7 +256,10 @@ mod tests {
             Source::Directory("./m".into())
         );
         check_wrong("", "it is empty");
-        check_wrong("s3://bucket/model", "later release");
+        let objects = "s3://bucket/models/tiny/".parse::<Source>().unwrap();
+        assert_eq!(objects.to_string(), "s3://bucket/models/tiny");
+        assert_eq!(objects.name(), "tiny");
+        check_wrong("s3://b", "the name of a bucket");
         for name in [
             "hf://tiny",
             "hf://a/b/c",

@@ -4,6 +4,7 @@
 mod autoscaling;
 mod imds;
 mod moto;
+mod objects;
 
 use appliance_tests::{Connection, Request, Response};
 

@@ -9,8 +9,8 @@ use tracing::level_filters::LevelFilter;
 
 use super::raw::{ConfigError, Origin, Raw};
 use super::value::{
-    Backend, ByteSize, Cloud, Form, Isolation, KvPrecision, LogFormat, ParameterPath, Precision,
-    Secret, SecretLines, ShedStatus, Value as _,
+    Backend, ByteSize, Cloud, Form, Isolation, LogFormat, ParameterPath, Precision, Secret,
+    SecretLines, ShedStatus, Value as _,
 };
 use crate::access::Money;
 use crate::access::keys::Keys;
@@ -116,7 +116,7 @@ macro_rules! settings {
 settings! {
     /// The address and port to listen on.
     Start listen: SocketAddr, "listen" = "127.0.0.1:8000";
-    /// The model to serve: a directory in the Hugging Face layout, or hf://ORGANISATION/NAME, followed by @REVISION if that is not main.
+    /// The model to serve: a directory in the Hugging Face layout, s3://BUCKET/PREFIX, or hf://ORGANISATION/NAME, followed by @REVISION if that is not main.
     Model model: Option<Source>, "model" = "";
     /// The branch, tag or commit of an hf:// model, if its source names none; auto is main.
     Model revision: Option<String>, "revision" = "auto";
@@ -132,8 +132,6 @@ settings! {
     Model device_timeout: Duration, "device-timeout" = "30s";
     /// The number format of the weights; auto is what suits the device. fp8 and int8 need a device that has them.
     Model dtype: Precision, "dtype" = "auto";
-    /// The number format of keys and values; auto is what the device was prepared for. The cpu backend has f32.
-    Model kv_dtype: KvPrecision, "kv-dtype" = "auto";
     /// The most tokens of a sequence, prompt and output together; auto is the model's own limit.
     Model max_context: Option<NonZeroU32>, "max-context" = "auto";
     /// The most continuations that run at once.
@@ -180,6 +178,10 @@ settings! {
     Live trust_request_chat_template: bool, "trust-request-chat-template" = "false";
     /// Where fetched models are kept, in the layout of Hugging Face's own cache; auto is $HF_HOME/hub, else ~/.cache/huggingface/hub.
     Start cache_dir: Option<PathBuf>, "cache-dir" = "auto", also "HF_HUB_CACHE";
+    /// A directory that keeps weights which were streamed from s3://, for the next start: of a disk that is faster than the network. auto keeps none.
+    Start weights_cache: Option<PathBuf>, "weights-cache" = "auto";
+    /// How much weights-cache may hold; what was not used for longest makes room.
+    Start weights_cache_size: ByteSize, "weights-cache-size" = "256GiB";
     /// The hub that hf:// names models of.
     Live hub_endpoint: String, "hub-endpoint" = "https://huggingface.co", also "HF_ENDPOINT";
     /// The token that the hub asks for, for models that are not public.
@@ -233,7 +235,6 @@ impl Resolved {
         }
         if resolved.backend == Backend::Cpu {
             resolved.dtype.check_cpu()?;
-            resolved.kv_dtype.check_cpu()?;
         }
         resolved.check_keys()?;
         if resolved.tls_certificate.is_some() != resolved.tls_key.is_some() {
@@ -266,19 +267,6 @@ impl Precision {
             Self::Auto | Self::Bf16 | Self::F32 => Ok(()),
             Self::Fp8 | Self::Int8 => Err(ConfigError::Conflict(format!(
                 "dtype {} is not for the cpu backend: use auto, bf16 or f32",
-                self.name()
-            ))),
-        }
-    }
-}
-
-impl KvPrecision {
-    /// Refuses formats that the cpu backend does not have.
-    fn check_cpu(self) -> Result<(), ConfigError> {
-        match self {
-            Self::Auto | Self::F32 => Ok(()),
-            Self::Bf16 | Self::Fp8 => Err(ConfigError::Conflict(format!(
-                "kv-dtype {} is not for the cpu backend: use auto or f32",
                 self.name()
             ))),
         }

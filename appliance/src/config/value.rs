@@ -73,7 +73,7 @@ parsed! {
     u32: "NUMBER", "a whole number from 0 to 4294967295";
     u64: "NUMBER", "a whole number from 0";
     NonZeroU32: "NUMBER", "a whole number from 1 to 4294967295";
-    Source: "SOURCE", "a directory or hf://ORGANISATION/NAME[@REVISION]";
+    Source: "SOURCE", "a directory, hf://ORGANISATION/NAME[@REVISION] or s3://BUCKET/PREFIX";
 }
 
 impl Value for String {
@@ -302,18 +302,6 @@ choices! {
         Fp8 = "fp8",
         /// 8-bit integers.
         Int8 = "int8",
-    }
-
-    /// The number format of keys and values.
-    KvPrecision, "auto|bf16|fp8|f32": {
-        /// What the device has, or was prepared for.
-        Auto = "auto",
-        /// bfloat16.
-        Bf16 = "bf16",
-        /// 8-bit floating point.
-        Fp8 = "fp8",
-        /// 32-bit floating point.
-        F32 = "f32",
     }
 
     /// How log lines look.

@@ -10,6 +10,7 @@ mod imds;
 mod keys;
 mod moto;
 mod refusal;
+mod s3;
 
 use std::ffi::OsString;
 
@@ -21,6 +22,7 @@ pub use imds::{Imds, REAL};
 pub use keys::{Key, Keys};
 pub use moto::Moto;
 pub use refusal::{Refusal, refused};
+pub use s3::{Fault, S3};
 
 /// The instance that the server runs on.
 pub const INSTANCE: &str = "i-0123456789abcdef0";
