@@ -20,8 +20,8 @@ pub use resolved::{Resolved, SETTINGS, Scope, Setting};
 pub(crate) use sources::nearest_of;
 pub use sources::{Flags, HubFlags, Layer, Layers, LoadFlags};
 pub use value::{
-    Backend, ByteSize, Cloud, Form, Isolation, LogFormat, ParameterPath, Precision, Secret,
-    SecretLines, ShedStatus, Value,
+    Backend, ByteSize, Cloud, Form, Isolation, LogFormat, ParameterPath, Precision, RequestFilter,
+    Secret, SecretLines, ShedStatus, Value,
 };
 
 #[cfg(test)]
