@@ -35,6 +35,16 @@ pub enum DriverError {
         /// Those that it has.
         has: &'static str,
     },
+    /// The device holds keys and values in no such number format.
+    #[error("--kv-dtype {dtype}: the {name} backend has {has}")]
+    KvPrecision {
+        /// The device's name.
+        name: &'static str,
+        /// The format asked for.
+        dtype: &'static str,
+        /// Those that it has.
+        has: &'static str,
+    },
     /// The device needs something that is compiled ahead.
     #[error(
         "the {name} backend runs modules that are compiled ahead: name the directory that appliance \
@@ -95,6 +105,8 @@ struct Driver {
 pub struct Load<'a> {
     /// The number format of the weights.
     pub precision: config::Precision,
+    /// The number format of keys and values.
+    pub kv: config::KvPrecision,
     /// How many devices it is opened on.
     pub replicas: u32,
     /// Whether a model serves on the device already.
@@ -232,6 +244,13 @@ fn open_cpu(load: &Load<'_>) -> Opened {
             return Err(DriverError::Precision { name, dtype, has });
         }
     };
+    if !matches!(
+        load.kv,
+        config::KvPrecision::Auto | config::KvPrecision::F32
+    ) {
+        let (dtype, has) = (load.kv.name(), "f32");
+        return Err(DriverError::KvPrecision { name, dtype, has });
+    }
     let cores = match load.demand.cores {
         None => cpu_backend::probe().map(|device| device.cores),
         cores => cores,
@@ -278,6 +297,12 @@ fn open_neuron(load: &Load<'_>) -> Opened {
         weights: load.weights,
         store: &neuron_backend::artifact::Store::new(artifacts.to_owned()),
         format,
+        kv: match load.kv {
+            config::KvPrecision::Auto => None,
+            config::KvPrecision::Bf16 => Some(neuron_backend::KvFormat::Bf16),
+            config::KvPrecision::Fp8 => Some(neuron_backend::KvFormat::Fp8),
+            config::KvPrecision::F32 => Some(neuron_backend::KvFormat::F32),
+        },
         demand: load.demand,
         replicas: load.replicas,
         patience: load.patience,

@@ -9,7 +9,7 @@ use sha2::{Digest as _, Sha256};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::{ConfigError, Flags, Layer, Layers, Raw, Resolved, Scope};
+use crate::config::{ConfigError, Flags, Layer, Layers, ParameterPath, Raw, Resolved, Scope};
 use crate::host::account::{Account, AccountError};
 use crate::host::ssm::{Parameters, SsmError};
 use crate::metrics::Metrics;
@@ -85,6 +85,8 @@ pub(crate) struct Sources {
     flags: Flags,
     user_data: Layer,
     parameters: Option<Parameters>,
+    /// Whether somebody named the path of the parameters: then there is no going on without them.
+    named: bool,
     state: Option<StateDir>,
     /// The account, if the machine is in one.
     pub(crate) account: Option<Account>,
@@ -106,17 +108,23 @@ impl Sources {
             }
         }
         let raw = layers.raw();
-        let parameters = account.as_ref().map(|account| {
-            let prefix = raw.parse("ssm-prefix").ok().flatten();
-            let prefix = prefix.map(|path: crate::config::ParameterPath| path.as_str().to_owned());
-            let prefix = prefix.or_else(|| account.identity.prefix.clone());
-            Parameters::new(account, prefix.as_deref().unwrap_or(PREFIX))
-        });
+        let prefix: Option<ParameterPath> = raw.parse("ssm-prefix")?;
+        let prefix = prefix.map(|path| path.as_str().to_owned());
+        let tag = account
+            .as_ref()
+            .and_then(|account| account.identity.prefix.clone());
+        let prefix = prefix.or(tag);
+        let named = prefix.is_some();
+        let prefix = prefix.unwrap_or_else(|| PREFIX.to_owned());
+        let parameters = account
+            .as_ref()
+            .map(|account| Parameters::new(account, &prefix));
         let state: Option<std::path::PathBuf> = raw.parse("state-dir")?;
         Ok(Self {
             flags: flags.clone(),
             user_data: layers.user_data,
             parameters,
+            named,
             state: StateDir::new(state.as_deref()),
             account,
         })
@@ -186,8 +194,9 @@ impl Sources {
     }
 
     /// The first settings. With a parameter store it waits until there are valid ones; if the store does
-    /// not answer, those with which a model last served are taken, or what there is without the store if
-    /// the instance may not read it.
+    /// not answer, those with which a model last served are taken; or what there is without the store, if
+    /// the instance may not read it and nobody has named a path. Somebody who has may keep the keys of clients
+    /// there: without them the server would let everybody in.
     ///
     /// # Errors
     /// There is no parameter store that could mend what is not valid.
@@ -241,7 +250,7 @@ impl Sources {
             return Some(wanted);
         }
         match why {
-            SsmError::Denied { .. } => {
+            SsmError::Denied { .. } if !self.named => {
                 let wanted = self.wanted(BTreeMap::new()).ok()?;
                 tracing::warn!("{why}; going on without the parameter store");
                 Some(wanted)

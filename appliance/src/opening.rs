@@ -187,6 +187,7 @@ fn load(
     let load = Load {
         beside: place == Place::Beside,
         precision: settings.dtype,
+        kv: settings.kv_dtype,
         replicas: settings.replicas.get(),
         artifacts: settings.artifacts.as_deref(),
         patience: settings.device_timeout,

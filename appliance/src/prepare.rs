@@ -18,7 +18,7 @@ use neuron_backend::compile::{Extra, PROGRAM, Settings};
 use neuron_backend::plan::Wish;
 use neuron_backend::{Activations, Event, KvFormat, Request, Target, WeightFormat};
 
-use crate::config::{Backend, ByteSize, LoadFlags, Precision, Resolved, Value as _};
+use crate::config::{Backend, ByteSize, KvPrecision, LoadFlags, Precision, Resolved, Value as _};
 use crate::source::{Found, Means};
 
 const EXAMPLES: &str = "\
@@ -76,9 +76,6 @@ pub(crate) struct Wanted {
     /// Physical cores that make a logical one [default: 1 on inf2 and trn1, 2 on trn2 and trn3]
     #[arg(long, value_name = "NUMBER")]
     lnc: Option<u32>,
-    /// How keys and values are held: bf16, fp8 or f32
-    #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = kv_format)]
-    kv_dtype: KvFormat,
     /// What activations are held in: bf16, or f32, which is slow and for comparing
     #[arg(long, value_name = "FORMAT", default_value = "bf16", value_parser = activations)]
     activations: Activations,
@@ -218,7 +215,11 @@ impl Wanted {
             ranks: self.tp,
             weights,
             activations: self.activations,
-            kv: self.kv_dtype,
+            kv: match settings.kv_dtype {
+                KvPrecision::Auto | KvPrecision::Bf16 => KvFormat::Bf16,
+                KvPrecision::Fp8 => KvFormat::Fp8,
+                KvPrecision::F32 => KvFormat::F32,
+            },
             demand: Demand {
                 context,
                 rows: settings.max_running.get(),
@@ -255,7 +256,7 @@ impl Wanted {
             number("tp", Some(wish.ranks.into())),
             number("lnc", wish.lnc.map(u64::from)),
             format!(" --dtype {}", weight_word(wish.weights)),
-            format!(" --kv-dtype {}", kv_word(wish.kv)),
+            format!(" --kv-dtype {}", wish.kv.name()),
             match wish.activations {
                 Activations::Bf16 => String::new(),
                 Activations::F32 => " --activations f32".to_owned(),
@@ -410,21 +411,6 @@ fn weight_word(format: WeightFormat) -> &'static str {
         WeightFormat::Fp8 => "fp8",
         WeightFormat::Int8 => "int8",
     }
-}
-
-fn kv_word(format: KvFormat) -> &'static str {
-    match format {
-        KvFormat::Bf16 => "bf16",
-        KvFormat::Fp8 => "fp8",
-        KvFormat::F32 => "f32",
-    }
-}
-
-fn kv_format(text: &str) -> Result<KvFormat, &'static str> {
-    [KvFormat::Bf16, KvFormat::Fp8, KvFormat::F32]
-        .into_iter()
-        .find(|format| kv_word(*format) == text)
-        .ok_or("it is bf16, fp8 or f32")
 }
 
 fn activations(text: &str) -> Result<Activations, &'static str> {

@@ -267,6 +267,15 @@ impl WeightFormat {
 }
 
 impl KvFormat {
+    /// How the command line writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::Fp8 => "fp8",
+            Self::F32 => "f32",
+        }
+    }
+
     /// What the cache is made of.
     pub fn element(self) -> Element {
         match self {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use std::{fs, io, thread};
 
 use engine::Demand;
-use graph::{Bucket, Form, FormError, Packer, Port, Target, WeightFormat};
+use graph::{Bucket, Form, FormError, KvFormat, Packer, Port, Target, WeightFormat};
 use model::{Decoder, ReadError, Weights};
 
 use crate::artifact::{Bundle, Need, Store, StoreError};
@@ -43,6 +43,8 @@ pub struct Opening<'a> {
     pub store: &'a Store,
     /// How weights are to be held; `None` takes what was prepared.
     pub format: Option<WeightFormat>,
+    /// How keys and values are held; `None` takes what was prepared.
+    pub kv: Option<KvFormat>,
     /// What is wanted.
     pub demand: &'a Demand,
     /// How many devices, each on cores of its own.
@@ -203,6 +205,7 @@ pub fn open(opening: &Opening<'_>) -> Result<Vec<Neuron>, OpenError> {
         lnc: here.lnc,
         cores: each,
         weights: opening.format,
+        kv: opening.kv,
         demand: opening.demand,
     })?;
     let form = &bundle.manifest().form;

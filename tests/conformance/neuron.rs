@@ -147,6 +147,7 @@ fn opened(model: &Path, store: &Path) -> Box<dyn Backend> {
         weights: &weights,
         store: &Store::new(store.to_owned()),
         format: None,
+        kv: None,
         demand: &demand,
         replicas: 1,
         patience: Duration::from_secs(120),

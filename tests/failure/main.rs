@@ -3,7 +3,6 @@
 mod burst;
 mod deadline;
 mod disconnects;
-mod ledger;
 mod malformed;
 mod memory;
 mod shutdown;

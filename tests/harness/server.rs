@@ -147,9 +147,8 @@ pub fn scratch_file(name: &str, text: &str) -> PathBuf {
 
 /// An empty directory under `target` whose name ends in `name`.
 pub fn scratch_directory(name: &str) -> PathBuf {
-    static COUNT: AtomicU32 = AtomicU32::new(0);
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let path = scratch().join(format!("{}-{count}-{name}", std::process::id()));
+    let path = scratch().join(format!("{}-{name}", std::process::id()));
+    fs::remove_dir_all(&path).ok();
     fs::create_dir_all(&path).expect("a directory under target");
     path
 }

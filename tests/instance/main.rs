@@ -1,8 +1,9 @@
 //! An instance's life: what it is told to serve, and how that changes under it.
 
+mod parameters;
 mod swap;
 
-use appliance_tests::Server;
+use appliance_tests::{Model, Server};
 use serde_json::{Value, json};
 
 const COMPLETIONS: &str = "/v1/completions";
@@ -33,4 +34,15 @@ fn reload(server: &Server) -> (u16, Value) {
     let request = appliance_tests::Request::post("/admin/reload", &json!({}));
     let answer = server.exchange(&request.header("authorization", &format!("Bearer {ADMIN}")));
     (answer.status(), answer.json())
+}
+
+/// A copy of the chain under a name of its own.
+fn other(name: &str) -> Model {
+    Model::chain().copy(name)
+}
+
+/// A model's name in the API.
+fn name(model: &Model) -> String {
+    let name = model.path.file_name().expect("a directory");
+    name.to_str().expect("of letters").to_owned()
 }

@@ -10,7 +10,7 @@ use appliance_tests::{Answer, Fake, Model, Request, Server, eventually};
 use nix::sys::signal::Signal::{SIGHUP, SIGTERM};
 use serde_json::json;
 
-use crate::{ADMIN, COMPLETIONS, completion, reload, status};
+use crate::{ADMIN, COMPLETIONS, completion, name, other, reload, status};
 
 /// A configuration file whose settings a test changes.
 struct Config(PathBuf);
@@ -43,17 +43,6 @@ fn await_model(server: &Server, name: &str) {
     eventually("the model is changed", || {
         server.serves().as_deref() == Some(name)
     });
-}
-
-/// A copy of the chain under a name of its own.
-fn other(name: &str) -> Model {
-    Model::chain().copy(name)
-}
-
-/// Its name in the API.
-fn name(model: &Model) -> String {
-    let name = model.path.file_name().expect("a directory");
-    name.to_str().expect("of letters").to_owned()
 }
 
 #[test]

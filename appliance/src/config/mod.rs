@@ -20,7 +20,7 @@ pub use resolved::{Resolved, SETTINGS, Scope, Setting};
 pub(crate) use sources::nearest_of;
 pub use sources::{Flags, HubFlags, Layer, Layers, LoadFlags};
 pub use value::{
-    Backend, ByteSize, Cloud, Form, Isolation, LogFormat, ParameterPath, Precision, RequestFilter,
+    Backend, ByteSize, Cloud, Form, Isolation, KvPrecision, LogFormat, ParameterPath, Precision,
     Secret, SecretLines, ShedStatus, Value,
 };
 

@@ -9,7 +9,7 @@ use tracing::level_filters::LevelFilter;
 
 use super::raw::{ConfigError, Origin, Raw};
 use super::value::{
-    Backend, ByteSize, Cloud, Form, Isolation, LogFormat, ParameterPath, Precision, RequestFilter,
+    Backend, ByteSize, Cloud, Form, Isolation, KvPrecision, LogFormat, ParameterPath, Precision,
     Secret, SecretLines, ShedStatus, Value as _,
 };
 use crate::access::Money;
@@ -132,6 +132,8 @@ settings! {
     Model device_timeout: Duration, "device-timeout" = "30s";
     /// The number format of the weights; auto is what suits the device. fp8 and int8 need a device that has them.
     Model dtype: Precision, "dtype" = "auto";
+    /// The number format of keys and values; auto is what the device was prepared for. The cpu backend has f32.
+    Model kv_dtype: KvPrecision, "kv-dtype" = "auto";
     /// The most tokens of a sequence, prompt and output together; auto is the model's own limit.
     Model max_context: Option<NonZeroU32>, "max-context" = "auto";
     /// The most continuations that run at once.
@@ -196,10 +198,6 @@ settings! {
     Live keys_file: Option<PathBuf>, "keys-file" = "auto";
     /// Who shares cached prefixes: all, the keys of a project, or each key with itself. How fast an answer begins tells whether its prompt was cached.
     Live isolate_cache: Isolation, "isolate-cache" = "none";
-    /// What happens to prompts that hold what looks like an e-mail address, a telephone or card number, an AWS key id or a national identity number: mask puts its name in its place, refuse refuses the request.
-    Live request_filter: RequestFilter, "request-filter" = "off";
-    /// Keep the same out of the paths and request ids in audit lines and the ledger.
-    Live redact_audit: bool, "redact-audit" = "false";
     /// What a million tokens of prompts cost, in dollars: for the ledger and the budgets of keys.
     Live price_input: Money, "price-input" = "0";
     /// What a million tokens of prompts cost that were cached; auto is price-input.
@@ -239,6 +237,7 @@ impl Resolved {
         }
         if resolved.backend == Backend::Cpu {
             resolved.dtype.check_cpu()?;
+            resolved.kv_dtype.check_cpu()?;
         }
         resolved.check_keys()?;
         if resolved.tls_certificate.is_some() != resolved.tls_key.is_some() {
@@ -271,6 +270,19 @@ impl Precision {
             Self::Auto | Self::Bf16 | Self::F32 => Ok(()),
             Self::Fp8 | Self::Int8 => Err(ConfigError::Conflict(format!(
                 "dtype {} is not for the cpu backend: use auto, bf16 or f32",
+                self.name()
+            ))),
+        }
+    }
+}
+
+impl KvPrecision {
+    /// Refuses formats that the cpu backend does not have.
+    fn check_cpu(self) -> Result<(), ConfigError> {
+        match self {
+            Self::Auto | Self::F32 => Ok(()),
+            Self::Bf16 | Self::Fp8 => Err(ConfigError::Conflict(format!(
+                "kv-dtype {} is not for the cpu backend: use auto or f32",
                 self.name()
             ))),
         }

@@ -361,7 +361,7 @@ flags! {
 
 flags! {
     /// The flags of verbs that get ready to serve a model: what it is and how it will be served.
-    LoadFlags: "model", "backend", "artifacts", "dtype", "max-context", "max-running",
+    LoadFlags: "model", "backend", "artifacts", "dtype", "kv-dtype", "max-context", "max-running",
         "step-tokens", "kv-tokens", "cache-dir", "hub-endpoint", "hub-token"
 }
 

@@ -196,10 +196,6 @@ fn parameters_are_settings_by_name_unless_it_is_too_late_for_them() {
             .contains("# parameter /appliance/test/max-queue"),
         "{raw}"
     );
-    assert_eq!(
-        error(parameters(&[("grace", "soon")]).unwrap()),
-        "model is not set: use --model, APPLIANCE_MODEL, or model in the configuration file"
-    );
     let bad = parameters(&[("grace", "soon"), ("model", "m")]).unwrap();
     assert_eq!(
         error(bad),

@@ -304,6 +304,18 @@ choices! {
         Int8 = "int8",
     }
 
+    /// The number format of keys and values.
+    KvPrecision, "auto|bf16|fp8|f32": {
+        /// What the device has, or was prepared for.
+        Auto = "auto",
+        /// bfloat16.
+        Bf16 = "bf16",
+        /// 8-bit floating point.
+        Fp8 = "fp8",
+        /// 32-bit floating point.
+        F32 = "f32",
+    }
+
     /// How log lines look.
     LogFormat, "human|json": {
         /// For a terminal.
@@ -320,16 +332,6 @@ choices! {
         Project = "project",
         /// Those of a key.
         Key = "key",
-    }
-
-    /// What happens to prompts that hold what looks like a person's or an account's own.
-    RequestFilter, "off|mask|refuse": {
-        /// Nothing.
-        Off = "off",
-        /// Its name takes its place.
-        Mask = "mask",
-        /// The request is refused.
-        Refuse = "refuse",
     }
 
     /// The HTTP status of a request that the server is too busy for.

@@ -37,6 +37,7 @@ pub(crate) fn measure(directory: &Path, ranks: &OsStr) -> Result<(), Box<dyn Err
         weights: &weights,
         store: &Store::new(model::bundles(directory, ranks)),
         format: None,
+        kv: None,
         demand: &model::demand(),
         replicas: 1,
         patience: Duration::from_secs(120),

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use engine::Demand;
-use graph::{Form, Target, WeightFormat};
+use graph::{Form, KvFormat, Target, WeightFormat};
 use model::Decoder;
 use serde_json::Value;
 
@@ -77,6 +77,8 @@ pub struct Need<'a> {
     pub cores: u32,
     /// How weights are to be held; `None` takes what was prepared.
     pub weights: Option<WeightFormat>,
+    /// How keys and values are to be held; `None` takes what was prepared.
+    pub kv: Option<KvFormat>,
     /// What is wanted of it: the bundle that comes nearest is taken, as one that holds shorter
     /// sequences or fewer rows also serves.
     pub demand: &'a Demand,
@@ -306,14 +308,13 @@ impl Need<'_> {
                 form.ranks, self.cores
             ));
         }
-        match self.weights {
-            Some(format) if format != form.weights => Some(format!(
-                "holds weights as {}, not {}",
-                word(form.weights),
-                word(format)
-            )),
-            _ => None,
+        if let Some(format) = self.weights.filter(|format| *format != form.weights) {
+            let (held, wanted) = (word(form.weights), word(format));
+            return Some(format!("holds weights as {held}, not {wanted}"));
         }
+        let kv = self.kv.filter(|format| *format != form.kv)?;
+        let (held, wanted) = (form.kv.name(), kv.name());
+        Some(format!("holds keys and values as {held}, not {wanted}"))
     }
 
     /// Among those that can be used, the greatest is the best: as long a context as wanted, as
@@ -337,14 +338,18 @@ impl Need<'_> {
         let weights = self
             .weights
             .map(|format| format!(" --dtype {}", word(format)));
+        let kv = self
+            .kv
+            .map(|format| format!(" --kv-dtype {}", format.name()));
         format!(
-            "appliance prepare --backend neuron --model {} --target {} --lnc {} --tp {}{} \
+            "appliance prepare --backend neuron --model {} --target {} --lnc {} --tp {}{}{} \
              --max-context {} --max-running {} --step-tokens {} --artifacts {}",
             self.source,
             self.target,
             self.lnc,
             ranks.unwrap_or(1),
             weights.unwrap_or_default(),
+            kv.unwrap_or_default(),
             self.demand.context,
             self.demand.rows,
             self.demand.step_tokens,

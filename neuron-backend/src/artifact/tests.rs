@@ -93,6 +93,7 @@ impl Shelf {
             lnc: 1,
             cores: 2,
             weights: None,
+            kv: None,
             demand: &demand,
         };
         change(&mut need);
@@ -319,6 +320,10 @@ fn no_bundle_is_said_with_the_reason_and_the_command_that_makes_one() {
     check(
         |need| need.weights = Some(WeightFormat::Fp8),
         "holds weights as bf16, not fp8",
+    );
+    check(
+        |need| need.kv = Some(KvFormat::Fp8),
+        "holds keys and values as bf16, not fp8",
     );
     let mut other = decoder();
     other.norm_epsilon = 1.0;
