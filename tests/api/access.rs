@@ -469,3 +469,46 @@ fn bad_keys_end_the_start_with_their_line() {
     let shown = appliance_with(&[("APPLIANCE_KEYS", &line)], ["serve", "--print-config"]);
     assert!(shown.stdout.contains("keys = \"***\""), "{shown:?}");
 }
+
+#[test]
+fn what_looks_private_is_masked_or_refused_if_asked() {
+    let text = "a@mail.example.com AKIAIOSFODNN7EXAMPLE";
+    let ids: Vec<u64> = text.bytes().map(u64::from).collect();
+    let start = |filter: &str| Server::start(&Model::chain(), &["--request-filter", filter]);
+    let echoed = |server: &Server, prompt: Value| {
+        let body = completion(server, prompt, json!({"max_tokens": 0, "echo": true}));
+        server.post(COMPLETIONS, &body)
+    };
+    let masking = start("mask");
+    for prompt in [json!(text), json!(ids)] {
+        let answer = echoed(&masking, prompt).json();
+        assert_eq!(
+            answer["choices"][0]["text"], "[email] [aws-key]",
+            "{answer}"
+        );
+    }
+    let untouched = echoed(&masking, json!([97, 255, 98])).json();
+    assert_eq!(untouched["usage"]["prompt_tokens"], 3, "{untouched}");
+    let refusing = start("refuse");
+    for prompt in [json!(text), json!(ids)] {
+        let response = echoed(&refusing, prompt);
+        refused(
+            &response,
+            400,
+            "invalid_request_error",
+            "content_filter".into(),
+            false,
+        );
+        assert!(
+            response.text().contains("an e-mail address"),
+            "{}",
+            response.text()
+        );
+    }
+    let chat = json!({"messages": [{"role": "user", "content": "+49 30 1234567"}]});
+    assert_eq!(refusing.post("/v1/chat/completions", &chat).status(), 400);
+    assert_eq!(
+        echoed(&refusing, json!("nothing of that kind")).status(),
+        200
+    );
+}

@@ -3,6 +3,7 @@
 mod burst;
 mod deadline;
 mod disconnects;
+mod ledger;
 mod malformed;
 mod memory;
 mod shutdown;

@@ -8,6 +8,7 @@ pub mod ledger;
 pub mod money;
 pub mod new;
 pub mod quota;
+pub mod redact;
 pub mod usage;
 
 use std::collections::BTreeMap;
@@ -100,6 +101,8 @@ struct Terms {
     keys: Option<Keys>,
     prices: Prices,
     isolation: Isolation,
+    /// Whether what looks like a person's own is kept out of logs and ledger.
+    redact: bool,
 }
 
 /// The door: who is let in, and what each has used. Cloning shares it.
@@ -315,6 +318,7 @@ impl Terms {
                 output: settings.price_output,
             },
             isolation: settings.isolate_cache,
+            redact: settings.redact_audit,
         }
     }
 }
@@ -521,7 +525,10 @@ impl Bill {
             key: id.clone(),
             project: project.clone(),
             model: self.request.model.clone(),
-            request: self.request.id.clone(),
+            request: match visit.terms.redact {
+                true => redact::mask(&self.request.id).into_owned(),
+                false => self.request.id.clone(),
+            },
             input_tokens: tokens.input,
             cached_tokens: tokens.cached,
             output_tokens: tokens.output,

@@ -51,7 +51,8 @@ pub(super) async fn guard(
     let caller = match entered {
         Ok(caller) => caller,
         Err((refusal, caller)) => {
-            audit(&request, caller.as_ref(), &refusal);
+            let path = api.shown(request.uri().path());
+            audit(&request, &path, caller.as_ref(), &refusal);
             let mut response = ApiError::from_access(&refusal).into_response();
             if let Some(caller) = caller {
                 response.headers_mut().extend(rooms(&caller));
@@ -66,14 +67,14 @@ pub(super) async fn guard(
 }
 
 /// One line for whoever watches who is not let in, and where from.
-fn audit(request: &Request, caller: Option<&Caller>, refusal: &Refusal) {
+fn audit(request: &Request, path: &str, caller: Option<&Caller>, refusal: &Refusal) {
     let peer = request.extensions().get::<Peer>();
     tracing::warn!(
         audit = "refused",
         key = caller.map(Caller::id),
         reason = refusal.reason(),
         method = %request.method(),
-        path = request.uri().path(),
+        path,
         peer = peer.map(|peer| tracing::field::display(peer.0)),
         "not let in"
     );

@@ -29,7 +29,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
     tracing::info!(
         audit = if good { "admin" } else { "refused" },
         method = %request.method(),
-        path = request.uri().path(),
+        path = &*api.shown(request.uri().path()),
         peer = peer.map(|peer| tracing::field::display(peer.0)),
         "administration"
     );

@@ -106,12 +106,13 @@ impl Chat {
         let params = Params::parse(&mut fields)?;
         let chat = ChatFields::take(&mut fields)?;
         let logprobs = chat.logprobs()?;
-        let trust = api.context.settings.now().trust_request_chat_template;
+        let settings = api.context.settings.now();
+        let trust = settings.trust_request_chat_template;
         let conversation = Conversation::parse(&mut fields, None, trust)?;
         super::check_model(params.model.as_deref(), served)?;
         let text = conversation.render(served)?;
         let special = params.add_special_tokens.unwrap_or(false);
-        let prompt = super::encode(served, "messages", &text, special)?;
+        let prompt = super::encode(served, settings.request_filter, "messages", &text, special)?;
         let dialect = chat.dialect(&params, logprobs, api, arrived);
         let ask = params.ask(&super::facts(served), &dialect, prompt)?;
         Ok(Self {

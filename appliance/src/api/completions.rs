@@ -22,6 +22,8 @@ use super::run::{End, Output, Part, Run};
 use super::sse::{self, Chunks, Events, Head};
 use super::trace::Arrival;
 use super::usage::Usage;
+use crate::access::redact;
+use crate::config::RequestFilter;
 use crate::generation::Ask;
 use crate::served::Served;
 
@@ -101,12 +103,15 @@ impl Completion {
         let mut prompts = Vec::new();
         let mut asks = Vec::new();
         let special = params.add_special_tokens.unwrap_or(true);
+        let filter = api.context.settings.now().request_filter;
         for given in completion.prompts(params.choices())? {
-            let all = given.tokens(served, special)?;
+            let all = given.tokens(served, filter, special)?;
             let (count, dialect) = (all.len(), completion.dialect(&params, muted, api, arrived));
             let ask = params.ask(&facts, &dialect, all)?;
             let tokens = ask.request.prompt.clone();
-            let uncut = given.text().filter(|_| tokens.len() == count);
+            // What was filtered or cut is no more what it was given as.
+            let whole = filter == RequestFilter::Off && tokens.len() == count;
+            let uncut = given.text().filter(|_| whole);
             let decoded = || served.tokenizer.decode(&tokens, params.skip_special());
             let echo = echo.then(|| uncut.map_or_else(decoded, str::to_owned));
             prompts.push(Prompt { tokens, echo });
@@ -142,10 +147,26 @@ impl<'a> Given<'a> {
         }
     }
 
-    fn tokens(self, served: &Served, special: bool) -> Result<Vec<TokenId>, ApiError> {
-        match self {
-            Self::Text(text) => super::encode(served, "prompt", text, special),
-            Self::Tokens(ids) => Ok(ids.iter().copied().map(TokenId).collect()),
+    /// Its tokens, as far as `filter` lets it through. Ids are read for that, and go on as they came if
+    /// nothing is found in them.
+    fn tokens(
+        self,
+        served: &Served,
+        filter: RequestFilter,
+        special: bool,
+    ) -> Result<Vec<TokenId>, ApiError> {
+        let ids: Vec<TokenId> = match self {
+            Self::Text(text) => return super::encode(served, filter, "prompt", text, special),
+            Self::Tokens(ids) => ids.iter().copied().map(TokenId).collect(),
+        };
+        if filter == RequestFilter::Off {
+            return Ok(ids);
+        }
+        super::facts(served).known("prompt", ids.iter().map(|id| id.0))?;
+        let text = served.tokenizer.decode(&ids, false);
+        match redact::find(&text) {
+            None => Ok(ids),
+            Some(_) => super::encode(served, filter, "prompt", &text, false),
         }
     }
 }

@@ -64,6 +64,17 @@ impl ApiError {
         }
     }
 
+    /// The field `param` holds what the server's filter keeps out.
+    pub(super) fn filtered(param: &str, kind: access::redact::Kind) -> Self {
+        let message = format!(
+            "`{param}` holds what looks like {kind}, which this server does not take: leave it out."
+        );
+        Self {
+            code: Some("content_filter"),
+            ..Self::invalid(param, message)
+        }
+    }
+
     /// The prompt, or the prompt and what it asks for, is more than the model's context. `however`
     /// goes on from "However, "; clients match the beginning of the message.
     pub(super) fn context_length(param: &str, context: u32, however: &str) -> Self {

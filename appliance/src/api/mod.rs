@@ -23,6 +23,7 @@ mod tokenize;
 mod trace;
 mod usage;
 
+use std::borrow::Cow;
 use std::hash::{BuildHasher as _, Hash as _, Hasher as _, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -38,8 +39,8 @@ use self::params::Facts;
 use self::places::Audience;
 use self::run::Run;
 use self::trace::Arrival;
-use crate::access::{Access, Caller, Request};
-use crate::config::Live;
+use crate::access::{Access, Caller, Request, redact};
+use crate::config::{Live, RequestFilter};
 use crate::follow::Reload;
 use crate::generation::Ask;
 use crate::health::{Health, Phase};
@@ -197,6 +198,14 @@ impl Api {
         Run::start(&served.generator, asks, bill, refused).await
     }
 
+    /// `path` as it may stand in an audit line.
+    fn shown<'a>(&self, path: &'a str) -> Cow<'a, str> {
+        match self.context.settings.now().redact_audit {
+            true => redact::mask(path),
+            false => path.into(),
+        }
+    }
+
     /// A number that nobody foresees.
     fn draw(&self) -> u64 {
         self.random
@@ -232,14 +241,16 @@ fn facts(served: &Served) -> Facts<'_> {
     }
 }
 
-/// Tokenises `text`, which stands in the field `param`. What cannot fit the context whatever it says
+/// Tokenises `text`, which stands in the field `param`, as far as `filter` lets it through. What cannot fit the context whatever it says
 /// is refused before it costs a minute and gigabytes. Not for the event loop.
 fn encode(
     served: &Served,
+    filter: RequestFilter,
     param: &str,
     text: &str,
     special: bool,
 ) -> Result<Vec<TokenId>, ApiError> {
+    let text = &*filtered(filter, param, text)?;
     let most = (served.context as usize).saturating_mul(served.tokenizer.most_bytes());
     if text.len() > most {
         let bytes = text.len();
@@ -250,6 +261,22 @@ fn encode(
         return Err(ApiError::context_length(param, served.context, &however));
     }
     Ok(served.tokenizer.encode(text, special)?)
+}
+
+/// What `filter` makes of `text`, which stands in the field `param`.
+fn filtered<'a>(
+    filter: RequestFilter,
+    param: &str,
+    text: &'a str,
+) -> Result<Cow<'a, str>, ApiError> {
+    match filter {
+        RequestFilter::Off => Ok(text.into()),
+        RequestFilter::Mask => Ok(redact::mask(text)),
+        RequestFilter::Refuse => match redact::find(text) {
+            None => Ok(text.into()),
+            Some(kind) => Err(ApiError::filtered(param, kind)),
+        },
+    }
 }
 
 /// Refuses any model but the one that is served. Who names none means that one.

@@ -13,6 +13,7 @@ use super::conversation::Conversation;
 use super::error::ApiError;
 use super::field::{Objects, TokenIds};
 use super::{Api, check_model};
+use crate::config::Resolved;
 use crate::served::Served;
 
 fields! {
@@ -61,8 +62,8 @@ pub(super) async fn tokenize(
     State(api): State<Arc<Api>>,
     Asked { served, body, .. }: Asked,
 ) -> Result<Json<Tokens>, ApiError> {
-    let trust = api.context.settings.now().trust_request_chat_template;
-    api.text_work(move || Ok(Json(Tokens::parse(&body, &served, trust)?)))
+    let settings = api.context.settings.now();
+    api.text_work(move || Ok(Json(Tokens::parse(&body, &served, &settings)?)))
         .await
 }
 
@@ -76,19 +77,20 @@ pub(super) async fn detokenize(
 }
 
 impl Tokens {
-    fn parse(body: &[u8], served: &Served, trust: bool) -> Result<Self, ApiError> {
+    fn parse(body: &[u8], served: &Served, settings: &Resolved) -> Result<Self, ApiError> {
         let mut fields = Fields::parse(body)?;
         let taken = TokenizeFields::take(&mut fields)?;
         check_model(taken.model.as_deref(), served)?;
         let (param, text, special) = match taken.prompt {
             Some(prompt) => ("prompt", prompt, true),
             None => {
+                let trust = settings.trust_request_chat_template;
                 let conversation = Conversation::parse(&mut fields, taken.tools, trust)?;
                 ("messages", conversation.render(served)?, false)
             }
         };
         let special = taken.add_special_tokens.unwrap_or(special);
-        let tokens = super::encode(served, param, &text, special)?;
+        let tokens = super::encode(served, settings.request_filter, param, &text, special)?;
         let text = |token: &TokenId| served.tokenizer.token_text(*token);
         Ok(Self {
             count: tokens.len(),

@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::raw::{ConfigError, Origin, Raw};
 use super::value::{
     Backend, ByteSize, Cloud, Form, Isolation, KvPrecision, LogFormat, ParameterPath, Precision,
-    Secret, SecretLines, ShedStatus, Value as _,
+    RequestFilter, Secret, SecretLines, ShedStatus, Value as _,
 };
 use crate::access::Money;
 use crate::access::keys::Keys;
@@ -198,6 +198,10 @@ settings! {
     Live keys_file: Option<PathBuf>, "keys-file" = "auto";
     /// Who shares cached prefixes: all, the keys of a project, or each key with itself. How fast an answer begins tells whether its prompt was cached.
     Live isolate_cache: Isolation, "isolate-cache" = "none";
+    /// What happens to prompts that hold what looks like an e-mail address, a telephone or card number, an AWS key id or a national identity number: mask puts its name in its place, refuse refuses the request.
+    Live request_filter: RequestFilter, "request-filter" = "off";
+    /// Keep the same out of the paths and request ids in audit lines and the ledger.
+    Live redact_audit: bool, "redact-audit" = "false";
     /// What a million tokens of prompts cost, in dollars: for the ledger and the budgets of keys.
     Live price_input: Money, "price-input" = "0";
     /// What a million tokens of prompts cost that were cached; auto is price-input.

@@ -334,6 +334,16 @@ choices! {
         Key = "key",
     }
 
+    /// What happens to prompts that hold what looks like a person's or an account's own.
+    RequestFilter, "off|mask|refuse": {
+        /// Nothing.
+        Off = "off",
+        /// Its name takes its place.
+        Mask = "mask",
+        /// The request is refused.
+        Refuse = "refuse",
+    }
+
     /// The HTTP status of a request that the server is too busy for.
     ShedStatus, "503|429": {
         /// Service Unavailable, as vLLM answers.
