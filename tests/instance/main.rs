@@ -1,5 +1,6 @@
 //! An instance's life: what it is told to serve, and how that changes under it.
 
+mod disk;
 mod parameters;
 mod swap;
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::{ADMIN, COMPLETIONS, completion, name, other, status};
 
 /// An account whose parameter store is moto's.
-struct Cloud {
+pub(crate) struct Cloud {
     account: Account,
     moto: Moto,
     state: String,
@@ -22,7 +22,7 @@ const PATH: &str = "/appliance/test";
 
 impl Cloud {
     /// Elsewhere than under `make test` perhaps `None`, and a word about it.
-    fn open(name: &str) -> Option<Self> {
+    pub(crate) fn open(name: &str) -> Option<Self> {
         let account = Account::open();
         let moto = Moto::start(&account.keys)?;
         let account = account.with_rest(moto.url());
@@ -37,15 +37,15 @@ impl Cloud {
         Some(cloud)
     }
 
-    fn set(&self, key: &str, value: &str) {
+    pub(crate) fn set(&self, key: &str, value: &str) {
         self.moto.put_parameter(&format!("{PATH}/{key}"), value);
     }
 
-    fn model(&self, model: &Model) {
+    pub(crate) fn model(&self, model: &Model) {
         self.set("model", text(&model.path));
     }
 
-    fn environment(&self) -> Vec<(&'static str, OsString)> {
+    pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
         self.account.environment()
     }
 
