@@ -228,7 +228,9 @@ async fn run(flags: &Flags) -> Result<(), Failure> {
         () = signals.next() => return Ok(()),
     };
     server.announce(&opened.served, start.elapsed());
-    server.serve(opened, wanted, http, signals).await
+    let ended = server.serve(opened, wanted, http, signals).await;
+    server.access.flush();
+    ended
 }
 
 /// Requests to read the settings anew that may wait.
@@ -470,7 +472,6 @@ impl Server {
             Cut::Lost(lost) => lost.into(),
             Cut::Now => Failure::Cut,
         })?;
-        self.access.flush();
         tracing::info!("drained");
         Ok(())
     }

@@ -55,8 +55,8 @@ class Server:
         return float(values[0].rsplit(" ", 1)[1])
 
     def client(self, kind=openai.OpenAI, **options):
-        options = {"max_retries": 0, "timeout": PATIENCE, **options}
-        return kind(base_url=self.url + "/v1", api_key="none", **options)
+        options = {"max_retries": 0, "timeout": PATIENCE, "api_key": "none", **options}
+        return kind(base_url=self.url + "/v1", **options)
 
     def stop(self):
         self.process.send_signal(signal.SIGTERM)
@@ -84,6 +84,31 @@ def narrow(tmp_path_factory):
     """A server with room for one request and for small bodies."""
     flags = ["--max-running", "1", "--max-queue", "0", "--body-limit", "64KiB"]
     server = Server(tmp_path_factory.mktemp("narrow") / "log", *flags)
+    yield server
+    assert server.stop() == 0, server.log.read_text()
+
+
+def new_key(*flags):
+    """A key made by the binary: the secret, and the line that stores it."""
+    command = [os.environ["APPLIANCE_BIN"], "keys", "new", *flags]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+@pytest.fixture(scope="session")
+def guarded(tmp_path_factory):
+    """A server with keys: `free`, `slow` of two requests a minute, `poor` with next to no money."""
+    directory = tmp_path_factory.mktemp("guarded")
+    flags = {
+        "free": [],
+        "slow": ["--requests-per-minute", "2"],
+        "poor": ["--budget-per-day", "0.000001"],
+        "other": ["--model", "another"],
+    }
+    keys = {name: new_key("--id", name, *flags) for name, flags in flags.items()}
+    file = directory / "keys"
+    file.write_text("\n".join(line for _, line in keys.values()))
+    server = Server(directory / "log", "--keys-file", str(file), "--price-output", "1")
+    server.keys = {name: secret for name, (secret, _) in keys.items()}
     yield server
     assert server.stop() == 0, server.log.read_text()
 

@@ -257,8 +257,7 @@ fn models(value: &Json) -> Option<Vec<String>> {
 }
 
 fn money(value: &Json) -> Option<Money> {
-    let number = value.as_number()?.to_string();
-    Money::parse(number.strip_suffix(".0").unwrap_or(&number))
+    Money::from_dollars(value.as_f64()?)
 }
 
 fn priority(value: &Json) -> Option<i32> {
@@ -524,8 +523,11 @@ mod tests {
         ) {
             prop_assume!(id != ANYONE);
             let [requests_per_minute, tokens_per_minute, concurrent] = counts;
-            let cents = |cents: u32| Money::parse(&format!("{}.{:02}", cents % 10_000, cents % 100));
-            let [budget_per_day, budget_per_month] = budgets.map(|budget| budget.and_then(cents));
+            let micros = |micros: u32| {
+                let (whole, rest) = (micros / 1_000_000, micros % 1_000_000);
+                Money::parse(&format!("{whole}.{rest:06}"))
+            };
+            let [budget_per_day, budget_per_month] = budgets.map(|budget| budget.and_then(micros));
             let key = Key {
                 project,
                 models,

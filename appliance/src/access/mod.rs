@@ -550,3 +550,134 @@ impl Drop for Bill {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::hash::DefaultHasher;
+
+    use super::keys::PRIORITY;
+    use super::*;
+    use crate::config::{Layer, Raw};
+
+    /// The settings that the environment would have with these variables.
+    fn settings(variables: &[(&str, &str)]) -> Resolved {
+        let layer = Layer::environment(|name| {
+            let (_, text) = variables.iter().find(|(other, _)| *other == name)?;
+            Some((*text).to_owned())
+        });
+        Resolved::early(&Raw::new(&[&layer])).unwrap()
+    }
+
+    fn keys(lines: &[&str]) -> Resolved {
+        settings(&[("APPLIANCE_KEYS", &lines.join("\n"))])
+    }
+
+    /// The line of a key whose secret is its id.
+    fn line(id: &str, more: &str) -> String {
+        let line = Key::new(id, id).to_string();
+        format!("{}{more}}}", line.strip_suffix('}').unwrap())
+    }
+
+    fn open(settings: Resolved) -> (Access, Live) {
+        let access = Access::open(&settings, Metrics::new()).unwrap();
+        (access, Live::new(settings))
+    }
+
+    fn request() -> Request {
+        Request {
+            id: "r".to_owned(),
+            model: "m".to_owned(),
+            arrived: Instant::now(),
+        }
+    }
+
+    #[test]
+    fn without_keys_anybody_is_let_in_and_limited_by_nothing() {
+        let (access, _) = open(settings(&[]));
+        let caller = access.know(None).unwrap().enter().unwrap();
+        assert_eq!((caller.id(), caller.priority(-7)), (ANYONE, -7));
+        assert_eq!(caller.rooms(), [None, None]);
+        caller.bill(request(), 1 << 40, 1 << 40).unwrap();
+    }
+
+    #[test]
+    fn a_key_goes_before_others_and_a_request_only_behind() {
+        let (first, last) = (
+            line("first", ",\"priority\":-1"),
+            line("last", ",\"priority\":1"),
+        );
+        let (access, _) = open(keys(&[&first, &last, &line("plain", "")]));
+        let priority = |id: &str, asked| access.know(Some(id.as_bytes())).unwrap().priority(asked);
+        assert_eq!(priority("plain", 0), 0);
+        assert_eq!(priority("plain", i32::MIN), 0);
+        assert!(priority("plain", i32::MAX) < priority("last", 0));
+        assert!(priority("first", i32::MAX) < priority("plain", i32::MIN));
+        let edges = [-PRIORITY, PRIORITY].map(|priority| priority.checked_mul(BACK + 1));
+        assert!(edges[0].is_some() && edges[1].unwrap().checked_add(BACK).is_some());
+    }
+
+    #[test]
+    fn a_server_that_had_keys_is_not_opened_while_it_runs() {
+        let (access, live) = open(keys(&[&line("a", "")]));
+        live.replace(Arc::new(settings(&[])));
+        access.apply(&live).unwrap();
+        assert_eq!(access.know(None).unwrap_err(), Refusal::Missing);
+        access.know(Some(b"a")).unwrap();
+        live.replace(Arc::new(keys(&[&line("b", "")])));
+        access.apply(&live).unwrap();
+        assert_eq!(access.know(Some(b"a")).unwrap_err(), Refusal::Unknown);
+    }
+
+    #[test]
+    fn what_runs_and_what_was_used_outlive_a_change_of_the_keys() {
+        let (access, live) = open(keys(&[&line("a", ",\"concurrent\":1")]));
+        let know = || access.know(Some(b"a")).unwrap();
+        let running = know().enter().unwrap();
+        let bill = running.bill(request(), 10, 10).unwrap();
+        live.replace(Arc::new(keys(&[&line(
+            "a",
+            ",\"concurrent\":1,\"project\":\"q\"",
+        )])));
+        access.apply(&live).unwrap();
+        know().enter().unwrap_err();
+        let tokens = Tokens {
+            input: 10,
+            cached: 0,
+            output: 5,
+        };
+        bill.settle(tokens, "stop");
+        drop(running);
+        know().enter().unwrap();
+        let report = serde_json::to_value(access.report()).unwrap();
+        let a = &report["keys"][0];
+        assert_eq!(
+            (&a["project"], &a["usage"]["day"]["output_tokens"]),
+            (&"q".into(), &5.into())
+        );
+    }
+
+    #[test]
+    fn caches_are_kept_apart_as_far_as_asked() {
+        let lines = [
+            line("a", ",\"project\":\"p\""),
+            line("b", ",\"project\":\"p\""),
+        ]
+        .join("\n");
+        let told = |isolation: &str| {
+            let (access, _) = open(settings(&[
+                ("APPLIANCE_KEYS", &lines),
+                ("APPLIANCE_ISOLATE_CACHE", isolation),
+            ]));
+            [&b"a"[..], b"b"].map(|id| {
+                let mut hasher = DefaultHasher::new();
+                let apart = access.know(Some(id)).unwrap().isolate(&mut hasher);
+                apart.then(|| hasher.finish())
+            })
+        };
+        assert_eq!(told("none"), [None, None]);
+        let [a, b] = told("project");
+        assert!(a.is_some() && a == b);
+        let [a, b] = told("key");
+        assert!(a.is_some() && a != b);
+    }
+}

@@ -105,6 +105,22 @@ impl Value for Money {
 }
 
 impl Money {
+    /// The same of a number.
+    pub fn from_dollars(dollars: f64) -> Option<Self> {
+        let micros = (dollars * 1e6).round();
+        #[expect(clippy::cast_precision_loss, reason = "a million millions has 40 bits")]
+        let most = (MOST * 1_000_000) as f64;
+        // Both are the number that is nearest to the same fraction.
+        let exact = micros / 1e6 == dollars && (0.0..=most).contains(&micros);
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a whole number of at most a million millions"
+        )]
+        let parts = || Self(micros as u64 * (DOLLAR / 1_000_000));
+        exact.then(parts)
+    }
+
     /// Reads what [`Display`](fmt::Display) writes.
     pub fn exact(text: &str) -> Option<Self> {
         let (whole, rest) = text.split_once('.').unwrap_or((text, "0"));
@@ -161,6 +177,13 @@ mod tests {
         #[test]
         fn what_is_written_is_read_back(parts: u64) {
             prop_assert_eq!(Money::exact(&Money(parts).to_string()), Some(Money(parts)));
+        }
+
+        #[test]
+        fn a_number_is_what_its_text_is(micros in 0..MOST * 1_000_000) {
+            let text = format!("{}.{:06}", micros / 1_000_000, micros % 1_000_000);
+            prop_assert_eq!(Money::from_dollars(text.parse().unwrap()), Money::parse(&text));
+            prop_assert_eq!(Money::from_dollars(0.1234567), None);
         }
 
         #[test]

@@ -257,3 +257,28 @@ fn changes_are_told_by_what_they_ask_for() {
     assert_eq!(one.changes(&other, Scope::Live), ["grace"]);
     assert!(one.changes(&one, Scope::Model).is_empty());
 }
+
+#[test]
+fn keys_of_clients_may_stand_in_a_parameter_each() {
+    use crate::access::keys::{Key, Keys};
+
+    let [a, b, c] = ["a", "b", "c"].map(|id| Key::new(id, id).to_string());
+    let named = [
+        ("keys/a", a.as_str()),
+        ("keys/b", &b),
+        ("keys", &c),
+        ("model", "m"),
+    ];
+    let raw = Raw::new(&[&parameters(&named).unwrap()]);
+    let settings = Resolved::parse(&raw).unwrap();
+    let keys = Keys::parse(settings.keys.as_ref().unwrap().reveal()).unwrap();
+    let ids: Vec<&str> = keys.iter().map(|key| key.id.as_str()).collect();
+    assert_eq!(ids, ["c", "a", "b"]);
+    assert!(raw.to_string().contains("keys = \"***\""), "{raw}");
+    let named = [("keys/a", "{\"id\":\"a\"}"), ("model", "m")];
+    let told = error(parameters(&named).unwrap());
+    assert!(
+        told.contains("keys: line 1") && told.contains("sha256"),
+        "{told}"
+    );
+}
