@@ -5,11 +5,10 @@ use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use engine::Lost;
-use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 
 use crate::access::{Access, AccessError};
@@ -19,7 +18,8 @@ use crate::drain::{self, Cut, Signals};
 use crate::drivers::{self, DriverError};
 use crate::follow::{Reload, Sources, SourcesError, Unread, Wanted};
 use crate::health::{Health, Phase};
-use crate::host::AccountError;
+use crate::host::door::Door;
+use crate::host::{AccountError, systemd};
 use crate::http::{self, Tls, TlsError};
 use crate::log;
 use crate::metrics::Metrics;
@@ -96,7 +96,7 @@ impl From<SourcesError> for Failure {
 impl Failure {
     /// What the environment has to say before the device can be used, if that is all that is wrong: the
     /// program is to start itself again.
-    pub fn environment(&self) -> Option<&[(&'static str, OsString)]> {
+    fn environment(&self) -> Option<&[(&'static str, OsString)]> {
         match self {
             Self::Model {
                 why: LoadError::Driver(DriverError::Environment { variables, .. }),
@@ -138,14 +138,24 @@ pub fn serve(flags: &Flags) -> Result<(), Failure> {
         .thread_name("http")
         .enable_all()
         .build()?;
+    let door = OnceLock::new();
     let ended = runtime.block_on(async {
         match flags.print_config {
             true => print(flags).await,
-            false => run(flags).await,
+            false => run(flags, &door).await,
         }
     });
     // A load that was interrupted must not keep the process.
     runtime.shutdown_background();
+    let Some(door) = door.into_inner() else {
+        return ended;
+    };
+    if let Err(failure) = &ended
+        && let Some(variables) = failure.environment()
+    {
+        return Err(door.start_again(variables).into());
+    }
+    systemd::ended(ended.as_ref().err());
     ended
 }
 
@@ -163,7 +173,7 @@ async fn print(flags: &Flags) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn run(flags: &Flags) -> Result<(), Failure> {
+async fn run(flags: &Flags, door: &OnceLock<Door>) -> Result<(), Failure> {
     let start = Instant::now();
     let early = Resolved::early(&flags.layers()?.raw())?;
     let level = log::begin(early.log_format, early.log_level);
@@ -176,8 +186,8 @@ async fn run(flags: &Flags) -> Result<(), Failure> {
     let early = Resolved::early(&sources.early()?)?;
     let tls = Tls::open(&early)?;
     let address = early.listen;
-    let listener =
-        (TcpListener::bind(address).await).map_err(|why| Failure::Listen { address, why })?;
+    let opened = Door::open(address).map_err(|why| Failure::Listen { address, why })?;
+    let listener = door.get_or_init(|| opened).listener()?;
     let address = listener.local_addr()?;
     tracing::info!(%address, "listening");
 
@@ -198,6 +208,7 @@ async fn run(flags: &Flags) -> Result<(), Failure> {
     tokio::spawn(server.metrics.clone().keep_rendered());
     tokio::spawn(server.access.clone().follow(server.settings.clone()));
     server.keep_status_written();
+    systemd::attend(Health::new(view.clone()));
     let context = api::Context {
         health: Health::new(view),
         metrics: server.metrics.clone(),

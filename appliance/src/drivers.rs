@@ -208,10 +208,32 @@ impl Found {
         (self.0.open)(load)
     }
 
+    /// Whether it is the processor, whose answers are those that other devices are held to.
+    pub fn is_reference(self) -> bool {
+        self.0.choice == config::Backend::Cpu
+    }
+
     /// What reads the numbers of the device itself, if it has any.
     pub fn gauges(self) -> Option<Reader> {
         (self.0.gauges)()
     }
+}
+
+/// Opens a model on the processor, whose answers other devices are held to.
+///
+/// # Errors
+/// It cannot hold the model.
+pub fn reference(
+    decoder: &Decoder,
+    weights: &Weights,
+    demand: &Demand,
+) -> Result<Box<dyn Backend>, DriverError> {
+    let opened = cpu_backend::open(decoder, weights, cpu_backend::Precision::Bf16, demand);
+    let opened = opened.map(|cpu| Box::new(cpu) as Box<dyn Backend>);
+    opened.map_err(|error| DriverError::Open {
+        name: config::Backend::Cpu.name(),
+        why: error.to_string(),
+    })
 }
 
 /// The first driver that is wanted and whose device is there.

@@ -19,7 +19,7 @@ use engine::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::generation::Refusal;
+use crate::generation::{OURS, Refusal};
 use crate::health::Pulse;
 use crate::metrics::{ChoiceTimes, Ended, ModelMetrics};
 
@@ -253,6 +253,8 @@ pub(crate) struct Shape {
     pub(crate) max_tokens: u32,
     /// How many choices.
     pub(crate) choices: u32,
+    /// Whether it is a client's: what the server asks itself is not measured.
+    pub(crate) measured: bool,
 }
 
 impl Line {
@@ -396,6 +398,7 @@ impl<B: Backend> Worker<B> {
             prompt_tokens: request.prompt.len(),
             max_tokens: request.stop.max_tokens,
             choices: request.choices,
+            measured: request.cache_salt != OURS,
         };
         let request = match self.engine.admit(request, self.clock.now()) {
             Ok(request) => request,
@@ -471,6 +474,7 @@ impl<B: Backend> Worker<B> {
         let stats = self.engine.stats();
         if stats != self.reported {
             self.metrics.stats(&self.reported, &stats);
+            self.pulse.landed(stats.steps);
             self.reported = stats;
         }
     }

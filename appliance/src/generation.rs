@@ -10,6 +10,10 @@ use crate::dispatch::{Dispatch, Share};
 use crate::engine_thread::Flight;
 use crate::text::{Detokenizer, Stopped, Stops, Tokenizer};
 
+/// The salt of requests of the server's own, which no client's is: what they compute is never found in a
+/// cache, and they are not measured.
+pub(crate) const OURS: u64 = u64::MAX;
+
 /// What a caller asks of the model, parsed: token ids for the engine, and what concerns text.
 #[derive(Clone, Debug)]
 pub struct Ask {

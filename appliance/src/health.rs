@@ -68,6 +68,8 @@ pub struct Pulse {
     origin: Instant,
     /// Milliseconds from `origin` to the last beat, or [`RESTING`].
     beat: AtomicU64,
+    /// Steps landed.
+    steps: AtomicU64,
 }
 
 const RESTING: u64 = u64::MAX;
@@ -78,6 +80,7 @@ impl Pulse {
         Self {
             origin: Instant::now(),
             beat: AtomicU64::new(RESTING),
+            steps: AtomicU64::new(0),
         }
     }
 
@@ -89,6 +92,21 @@ impl Pulse {
     /// There is nothing to do.
     pub fn rest(&self) {
         self.beat.store(RESTING, Ordering::Relaxed);
+    }
+
+    /// So many steps of the device have landed in all.
+    pub fn landed(&self, steps: u64) {
+        self.steps.store(steps, Ordering::Relaxed);
+    }
+
+    /// How many those are.
+    pub fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is nothing to do.
+    pub fn is_resting(&self) -> bool {
+        self.silence().is_none()
     }
 
     /// How long ago the last beat was; `None` at rest.
@@ -117,6 +135,7 @@ mod tests {
         Pulse {
             origin,
             beat: AtomicU64::new(beat),
+            ..Pulse::new()
         }
     }
 

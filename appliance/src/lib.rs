@@ -14,6 +14,7 @@ pub mod drivers;
 mod engine_thread;
 mod follow;
 pub mod generation;
+pub mod golden;
 pub mod graph;
 pub mod health;
 pub mod host;

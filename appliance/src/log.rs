@@ -8,6 +8,7 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::{Layer as _, Registry, fmt, reload};
 
 use crate::config::LogFormat;
+use crate::host::journal::{self, Prioritised};
 
 /// Libraries whose lines are of no use to who runs a server, unless they warn.
 const CHATTY: [&str; 4] = ["aws_", "hyper", "rustls", "h2"];
@@ -29,6 +30,11 @@ pub(crate) fn begin(format: LogFormat, level: LevelFilter) -> Level {
     let (filter, handle) = reload::Layer::new(lines(level));
     let told = fmt::layer().with_target(false).with_writer(io::stderr);
     let told = match format {
+        LogFormat::Human if journal::is_stderr() => {
+            let form = fmt::format().with_target(false).with_ansi(false);
+            let form = Prioritised(form.without_time());
+            told.event_format(form).boxed()
+        }
         LogFormat::Human => told.with_ansi(io::stderr().is_terminal()).boxed(),
         LogFormat::Json => told
             .json()

@@ -307,7 +307,7 @@ impl ModelMetrics {
         let Some(times) = choices.get_mut(choice as usize) else {
             return;
         };
-        let model = self.model();
+        let model = self.model().filter(|_| shape.measured);
         match event {
             Event::Started { cached_tokens } => {
                 times.started = Some(now);
@@ -336,6 +336,9 @@ impl ModelMetrics {
 
     /// A choice ended, and its client has the whole of it.
     pub(crate) fn finished(&self, ended: Ended, shape: &Shape, times: &ChoiceTimes, now: Duration) {
+        if !shape.measured {
+            return;
+        }
         self.ended(ended);
         if let Some(model) = self.model() {
             model.finished(shape, times, now);
@@ -976,6 +979,7 @@ mod tests {
             prompt_tokens: 7,
             max_tokens: 9,
             choices: 1,
+            measured: true,
         };
         let mut choices = [ChoiceTimes::default()];
         let token = Event::Token(engine::Scored {

@@ -5,9 +5,7 @@ use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use engine::{
-    Constraint, Demand, Limits, Lost, Penalties, Profile, Request, Sampling, Stop, TokenId,
-};
+use engine::{Demand, Limits, Lost, Profile, TokenId};
 use model::{Decoder, GenerationDefaults, Weights};
 
 use crate::config::{self, Resolved};
@@ -15,15 +13,14 @@ use crate::device_metrics;
 use crate::dispatch::Dispatch;
 use crate::drivers::{self, DriverError, Load};
 use crate::engine_thread;
-use crate::generation::{Ask, Generator, Piece, Reason, Refusal};
+use crate::generation::Generator;
+use crate::golden::{self, Golden, SelfTestError};
 use crate::health::Pulse;
 use crate::metrics::{Metrics, ModelMetrics};
 use crate::served::Served;
 use crate::source::{Means, Source, SourceError};
+use crate::state::StateDir;
 use crate::text::{Template, TemplateError, TextError, Tokenizer};
-
-/// How long the model may take to produce its first token.
-const SELF_TEST: Duration = Duration::from_secs(60);
 
 /// How often it is told how far the weights are.
 const TELL: Duration = Duration::from_millis(500);
@@ -69,9 +66,9 @@ pub enum LoadError {
     /// The device was lost as it was to produce a token.
     #[error(transparent)]
     Lost(#[from] Lost),
-    /// It did not produce a token.
+    /// It does not answer as it should.
     #[error("the self-test failed: {0}")]
-    SelfTest(String),
+    SelfTest(#[from] SelfTestError),
 }
 
 impl LoadError {
@@ -140,13 +137,14 @@ pub(crate) async fn open(
         tokio::task::spawn_blocking(move || load(&settings, place, &metrics, &measured, &progress))
     };
     let loaded = loading.await;
-    let (opened, profile) = loaded.map_err(|error| LoadError::Host(error.to_string()))??;
+    let (opened, profile, golden) =
+        loaded.map_err(|error| LoadError::Host(error.to_string()))??;
     progress.say("the model is proving that it generates");
-    if let Err(why) = self_test(&opened.served).await {
+    if let Err(why) = golden::self_test(&opened.served, &golden).await {
         let ended = tokio::time::timeout(LAST_WORDS, opened.dispatch.ending().ended()).await;
         return Err(match ended {
             Ok(Err(lost)) => lost.into(),
-            Ok(Ok(())) | Err(_) => why,
+            Ok(Ok(())) | Err(_) => why.into(),
         });
     }
     let Served { name, context, .. } = &*opened.served;
@@ -167,7 +165,7 @@ fn load(
     metrics: &Metrics,
     measured: &ModelMetrics,
     progress: &Progress,
-) -> Result<(Opened, Profile), LoadError> {
+) -> Result<(Opened, Profile, Golden), LoadError> {
     let source = settings.source()?;
     let driver = drivers::find(settings.backend)?;
     if let Some(reader) = driver.gauges() {
@@ -202,6 +200,19 @@ fn load(
     };
     let limits = limits(settings, &demand, &profile);
     let context = limits.context;
+    let golden = golden::find(&golden::Opened {
+        self_test: settings.self_test,
+        precision: settings.dtype,
+        source: &source.to_string(),
+        found: &found,
+        decoder: &decoder,
+        weights: &weights,
+        tokenizer: &tokenizer,
+        artifacts: settings.artifacts.as_deref(),
+        state: StateDir::new(settings.state_dir.as_deref()).as_ref(),
+        context,
+        on_processor: driver.is_reference(),
+    });
     let mut secret = [0; 16];
     getrandom::fill(&mut secret).map_err(|error| LoadError::Host(error.to_string()))?;
     let pulses: Box<[_]> = devices.iter().map(|_| Arc::new(Pulse::new())).collect();
@@ -236,7 +247,7 @@ fn load(
         pulses,
     };
     let served = Arc::new(served);
-    Ok((Opened { served, dispatch }, profile))
+    Ok((Opened { served, dispatch }, profile, golden))
 }
 
 /// Runs `open`, and tells how far the weights are meanwhile.
@@ -317,70 +328,5 @@ fn limits(settings: &Resolved, demand: &Demand, profile: &Profile) -> Limits {
         context: demand.context.min(profile.context.most()).min(held),
         step_tokens: demand.step_tokens,
         step_time: settings.step_time,
-    }
-}
-
-/// One token through the real path: what a client would be told is what is tested.
-async fn self_test(served: &Served) -> Result<(), LoadError> {
-    let failed = |why: String| LoadError::SelfTest(why);
-    let prompt = served.tokenizer.encode("Hello", true)?;
-    let prompt = match prompt.is_empty() {
-        true => vec![TokenId(0)],
-        false => prompt,
-    };
-    let answered = async {
-        let mut generation = (served.generator.start(greeting(prompt)).await)
-            .map_err(|refusal: Refusal| failed(refusal.to_string()))?;
-        let mut tokens = 0;
-        while let Some(piece) = generation.next().await {
-            match piece {
-                Piece::Token { .. } => tokens += 1,
-                Piece::Finished {
-                    reason: Reason::Failed(why),
-                    ..
-                } => return Err(failed(why)),
-                _ => {}
-            }
-        }
-        match tokens {
-            0 => Err(failed("the model produced no token".to_owned())),
-            _ => Ok(()),
-        }
-    };
-    let answered = tokio::time::timeout(SELF_TEST, answered).await;
-    answered.map_err(|_| failed(format!("no token within {} s", SELF_TEST.as_secs())))?
-}
-
-/// Asks for one token after `prompt`, the most likely.
-fn greeting(prompt: Vec<TokenId>) -> Ask {
-    Ask {
-        arrived: Instant::now(),
-        request: Request {
-            prompt: prompt.into(),
-            choices: 1,
-            sampling: Sampling {
-                temperature: 0.0,
-                top_k: None,
-                top_p: 1.0,
-                min_p: 0.0,
-                penalties: Penalties::NONE,
-                bias: Arc::default(),
-                seed: 0,
-            },
-            stop: Stop {
-                tokens: Arc::default(),
-                min_tokens: 0,
-                max_tokens: 1,
-            },
-            logprobs: None,
-            prompt_logprobs: None,
-            constraint: Constraint::Free,
-            priority: 0,
-            deadline: None,
-            cache_salt: 0,
-        },
-        stops: Vec::new(),
-        include_stop: false,
-        skip_special: true,
     }
 }

@@ -19,6 +19,7 @@ use neuron_backend::plan::Wish;
 use neuron_backend::{Activations, Event, KvFormat, Request, Target, WeightFormat};
 
 use crate::config::{Backend, ByteSize, KvPrecision, LoadFlags, Precision, Resolved, Value as _};
+use crate::golden;
 use crate::source::{Found, Means};
 
 const EXAMPLES: &str = "\
@@ -159,6 +160,13 @@ impl Prepare {
         let bundle = neuron_backend::prepare(&request, &mut |event| progress.show(&event))?;
         progress.bar.finish_and_clear();
         println!("bundle: {}", bundle.directory().display());
+        match golden::keep_prepared(request.store.root(), &source, &found, &decoder) {
+            Ok(file) => println!("golden answers for the self-test: {}", file.display()),
+            Err(error) => eprintln!(
+                "no golden answers for the self-test ({error:#}): what the device computes will not be proven; \
+                 prepare on a host with memory for the whole model to have them"
+            ),
+        }
         println!(
             "to serve it: appliance serve --model {} --backend neuron --artifacts {}",
             word(&source),

@@ -1,9 +1,12 @@
 //! Where a model comes from: a directory, a hub, or objects of S3.
 
 use std::fmt;
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use model::{CheckpointError, Decoder, Weights};
 use tempfile::TempDir;
@@ -117,7 +120,35 @@ impl Source {
     }
 }
 
+/// A file of a model as it is now: another version has other bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct FileVersion {
+    /// Its name.
+    pub name: String,
+    /// Its bytes.
+    pub size: u64,
+    /// When it was written, or the tag of the object.
+    pub version: String,
+}
+
 impl Found {
+    /// The model's weights and tokenizer, as they are now.
+    ///
+    /// # Errors
+    /// They cannot be looked at.
+    pub fn versions(&self) -> io::Result<Vec<FileVersion>> {
+        let mut all = match self.object_model() {
+            Some(model) => model.versions(),
+            None => versions_in(&self.directory)?,
+        };
+        all.retain(|FileVersion { name, .. }| {
+            let is_index = name.ends_with(".safetensors.index.json");
+            name.ends_with(".safetensors") || is_index || name == "tokenizer.json"
+        });
+        all.sort();
+        Ok(all)
+    }
+
     fn objects(prefix: &Prefix, means: &Means) -> Result<Self, SourceError> {
         let cache = means.cache.clone();
         let cache = cache.map(|(directory, limit)| Arc::new(BlockCache::open(directory, limit)));
@@ -222,6 +253,25 @@ impl fmt::Display for Source {
             Self::Objects(prefix) => prefix.fmt(f),
         }
     }
+}
+
+fn versions_in(directory: &Path) -> io::Result<Vec<FileVersion>> {
+    let versions = fs::read_dir(directory)?.map(|entry| {
+        let path = entry?.path();
+        // A hub's cache holds links.
+        let facts = fs::metadata(&path)?;
+        let written = facts.modified()?.duration_since(SystemTime::UNIX_EPOCH);
+        Ok(FileVersion {
+            name: path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            size: facts.len(),
+            version: written.unwrap_or_default().as_nanos().to_string(),
+        })
+    });
+    versions.collect()
 }
 
 #[cfg(test)]

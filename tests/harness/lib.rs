@@ -14,6 +14,7 @@ pub mod server;
 #[cfg(test)]
 mod specification;
 pub mod sse;
+pub mod systemd;
 
 pub use answer::Answer;
 pub use http::{Connection, Request, Response};
@@ -22,6 +23,7 @@ pub use models::Model;
 pub use neuron::Fake;
 pub use server::{Ended, Server, appliance};
 pub use sse::{Event, Stream};
+pub use systemd::Systemd;
 
 use std::time::{Duration, Instant};
 

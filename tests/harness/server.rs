@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, OnceLock};
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 
 use crate::http::{Connection, Request, Response};
 use crate::metrics::Metrics;
-use crate::models::{ENDLESS, Model, scratch, target};
+use crate::models::{ENDLESS, Model, directory_in, scratch, target};
 use crate::neuron::Fake;
 use crate::sse::Stream;
 use crate::{PATIENCE, eventually, within};
@@ -36,7 +36,11 @@ fn binary() -> PathBuf {
 
 /// The binary with an environment that no setting of the developer's reaches into.
 fn command() -> Command {
-    let mut command = Command::new(binary());
+    bare(&binary())
+}
+
+fn bare(program: &Path) -> Command {
+    let mut command = Command::new(program);
     let settings = std::env::vars_os().map(|(name, _)| name).filter(|name| {
         let name = name.to_string_lossy();
         name.starts_with("APPLIANCE_") || name.starts_with("AWS_")
@@ -46,6 +50,11 @@ fn command() -> Command {
     }
     // A test that wants an account brings one: see `aws::Account`.
     command.env("AWS_EC2_METADATA_DISABLED", "true");
+    // What it keeps is kept for this test binary only.
+    command.env(
+        "APPLIANCE_STATE_DIR",
+        directory_in("state", &std::process::id().to_string()),
+    );
     command.stdin(Stdio::null());
     command
 }
@@ -224,9 +233,35 @@ impl Server {
         model: Option<&Model>,
         flags: &[&str],
     ) -> Self {
+        Self::spawn_as(command(), address, environment, model, flags)
+    }
+
+    /// The same through a shell that executes `script`, whose arguments are the command line of the
+    /// server: it ends with `exec "$@"`. Waits until it listens.
+    pub fn through(
+        script: &str,
+        stdin: Stdio,
+        address: SocketAddr,
+        environment: &[(&str, OsString)],
+        model: &Model,
+        flags: &[&str],
+    ) -> Self {
+        let mut shell = bare(Path::new("sh"));
+        shell.args(["-c", script, "sh"]).arg(binary()).stdin(stdin);
+        let mut server = Self::spawn_as(shell, address, environment, Some(model), flags);
+        server.await_address();
+        server
+    }
+
+    fn spawn_as(
+        mut command: Command,
+        address: SocketAddr,
+        environment: &[(&str, OsString)],
+        model: Option<&Model>,
+        flags: &[&str],
+    ) -> Self {
         let log = log_path("log");
         let file = File::create(&log).expect("a file under target");
-        let mut command = command();
         command
             .arg("serve")
             .arg("--listen")
@@ -256,8 +291,10 @@ impl Server {
     /// is looked for beforehand may be taken by then.
     fn await_address(&mut self) {
         eventually("the server listens", || {
-            self.assert_runs();
             let told = listens_at(&self.log());
+            if told.is_none() {
+                self.assert_runs();
+            }
             self.address = told.unwrap_or(self.address);
             told.is_some()
         });

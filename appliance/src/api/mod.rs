@@ -42,7 +42,7 @@ use self::trace::Arrival;
 use crate::access::{Access, Caller, Request, redact};
 use crate::config::{Live, RequestFilter};
 use crate::follow::Reload;
-use crate::generation::Ask;
+use crate::generation::{Ask, OURS};
 use crate::health::{Health, Phase};
 use crate::metrics::Metrics;
 use crate::served::Served;
@@ -218,7 +218,7 @@ impl Api {
         match caller.isolate(&mut hasher) {
             true => {
                 salt.hash(&mut hasher);
-                hasher.finish().max(1)
+                hasher.finish().clamp(1, OURS - 1)
             }
             false => salt,
         }
@@ -226,7 +226,7 @@ impl Api {
 
     /// What keeps the cached prefixes of a salt apart; without a salt the common pool.
     fn cache_salt(&self, salt: Option<&str>) -> u64 {
-        salt.map_or(0, |salt| self.random.hash_one(salt).max(1))
+        salt.map_or(0, |salt| self.random.hash_one(salt).clamp(1, OURS - 1))
     }
 }
 

@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::raw::{ConfigError, Origin, Raw};
 use super::value::{
     Backend, ByteSize, Cloud, Form, Isolation, KvPrecision, LogFormat, ParameterPath, Precision,
-    RequestFilter, Secret, SecretLines, ShedStatus, Value as _,
+    RequestFilter, Secret, SecretLines, SelfTest, ShedStatus, Value as _,
 };
 use crate::access::Money;
 use crate::access::keys::Keys;
@@ -134,6 +134,8 @@ settings! {
     Model dtype: Precision, "dtype" = "auto";
     /// The number format of keys and values; auto is what the device was prepared for. The cpu backend has f32.
     Model kv_dtype: KvPrecision, "kv-dtype" = "auto";
+    /// What a model has to pass before it is served: golden compares its answers to fixed prompts with those that are known; token is content with any, for devices that compute nothing.
+    Model self_test: SelfTest, "self-test" = "golden";
     /// The most tokens of a sequence, prompt and output together; auto is the model's own limit.
     Model max_context: Option<NonZeroU32>, "max-context" = "auto";
     /// The most continuations that run at once.

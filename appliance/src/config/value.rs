@@ -316,6 +316,14 @@ choices! {
         F32 = "f32",
     }
 
+    /// What a model has to pass before it is served.
+    SelfTest, "golden|token": {
+        /// Prompts whose answers are known.
+        Golden = "golden",
+        /// One token, whatever it is.
+        Token = "token",
+    }
+
     /// How log lines look.
     LogFormat, "human|json": {
         /// For a terminal.

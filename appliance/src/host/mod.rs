@@ -2,7 +2,11 @@
 //! is told. Whatever is missing is noticed once, and the server runs on.
 
 pub mod account;
+mod descriptor;
+pub(crate) mod door;
 pub mod imds;
+pub mod journal;
 pub mod ssm;
+pub(crate) mod systemd;
 
 pub use account::{Account, AccountError};

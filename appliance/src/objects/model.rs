@@ -10,6 +10,8 @@ use model::{Bytes, Files, Flow};
 
 use super::manifest::{BLOCK, MANIFEST, Manifest};
 use super::throttle;
+use crate::source::FileVersion;
+
 use super::{BlockCache, Listed, Object, ObjectError, Objects, Prefix};
 
 /// A tokenizer of 256,000 tokens has 34 MB.
@@ -36,6 +38,16 @@ pub struct ObjectModel {
 }
 
 impl ObjectModel {
+    /// Its files as they are now.
+    pub(crate) fn versions(&self) -> Vec<FileVersion> {
+        let version = |listed: &Listed| FileVersion {
+            name: listed.name.clone(),
+            size: listed.size,
+            version: listed.etag.clone(),
+        };
+        self.files.values().map(version).collect()
+    }
+
     /// Looks at what is under `prefix`.
     ///
     /// # Errors

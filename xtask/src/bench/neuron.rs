@@ -216,6 +216,7 @@ fn command(
         }
         command.envs(variables.iter().map(|(name, value)| (name, value)));
         command.env("FAKE_NRT_LATENCY_US", LATENCY.to_string());
+        command.env("APPLIANCE_SELF_TEST", "token");
         command.env("FAKE_NRT_DIR", &machine);
         command.env("FAKE_NRT_JOURNAL", &journal);
         command
