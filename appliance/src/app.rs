@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use crate::access::{Access, AccessError};
 use crate::api::{self, Control};
 use crate::config::{ConfigError, Flags, Live, Resolved, Scope};
+use crate::dispatch::Ending;
 use crate::drain::{self, Cut, Signals};
 use crate::drivers::{self, DriverError};
 use crate::follow::{Reload, Sources, SourcesError, Unread, Wanted};
@@ -247,6 +248,9 @@ async fn run(flags: &Flags, door: &OnceLock<Door>) -> Result<(), Failure> {
 /// Requests to read the settings anew that may wait.
 const RELOADS: usize = 16;
 
+/// How long after a swap that failed without harm it is tried again: a store that was away may be back.
+const OWED: Duration = Duration::from_mins(5);
+
 /// A server's life: what it is made of, and what it is told.
 #[derive(Debug)]
 struct Server {
@@ -382,6 +386,8 @@ impl Server {
     ) -> Result<(), Failure> {
         let mut applied = Arc::clone(&wanted.borrow());
         let mut current = Some(opened);
+        // Whether a model is wanted that could not be had without harm to the one that serves.
+        let mut owed = false;
         loop {
             let Some(ending) = current.as_ref().map(|opened| opened.dispatch.ending()) else {
                 return Err(Failure::Host(io::Error::other("no model serves")));
@@ -389,17 +395,13 @@ impl Server {
             tokio::select! {
                 ended = ending.ended() => {
                     let ended_alone = || Lost(engine::Cause("the engine ended".to_owned()));
-                    let lost = ended.err().unwrap_or_else(ended_alone);
-                    self.metrics.phase("failed");
-                    drain::fail(&lost, &ending, &self.phase, http).await;
-                    return Err(lost.into());
+                    return self.fail(ended.err().unwrap_or_else(ended_alone), &ending, http).await;
                 }
                 () = signals.next() => return self.drain(current, http, signals).await,
-                changed = wanted.changed() => if changed.is_err() {
-                    // Nobody follows the settings any more.
-                    std::future::pending::<()>().await;
-                },
+                Ok(()) = wanted.changed() => {}
+                () = tokio::time::sleep(OWED), if owed => {}
             }
+            owed = false;
             let new = Arc::clone(&wanted.borrow_and_update());
             if let Err(why) = self.apply(&new) {
                 tracing::error!(audit = "keys", "{why}; the keys of before stay");
@@ -414,11 +416,12 @@ impl Server {
             let swapped = tokio::select! {
                 swapped = self.swap(&mut current, &applied, &new) => swapped,
                 () = signals.next() => return self.drain(current, http, signals).await,
-                Err(lost) = ending.ended() => Err(Failed::Lost(lost.into())),
+                Err(lost) = ending.ended() => return self.fail(lost, &ending, http).await,
             };
             match swapped {
                 Ok(()) => applied = new,
-                Err(Failed::Kept(_)) => {}
+                Err(Failed::Kept(_)) => owed = true,
+                Err(Failed::Restored(_)) => {}
                 Err(Failed::Lost(why)) => {
                     let (model, why) = (applied.model(), why);
                     self.metrics.phase("failed");
@@ -451,7 +454,7 @@ impl Server {
                 self.metrics.swapped("done");
                 self.serves(new);
             }
-            Err(Failed::Kept(why)) => {
+            Err(Failed::Kept(why) | Failed::Restored(why)) => {
                 tracing::error!(model, "{why}; the model before stays");
                 self.metrics.swapped("kept");
                 self.board.kept(&format!("cannot serve {model}: {why}"));
@@ -463,6 +466,14 @@ impl Server {
             }
         }
         swapped
+    }
+
+    /// The device is lost: everybody gets to know.
+    async fn fail(&self, lost: Lost, ending: &Ending, http: http::Server) -> Result<(), Failure> {
+        self.metrics.phase("failed");
+        self.board.state("failed", &lost.to_string());
+        drain::fail(&lost, ending, &self.phase, http).await;
+        Err(lost.into())
     }
 
     /// Lets what runs finish, then closes.

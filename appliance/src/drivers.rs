@@ -308,12 +308,7 @@ fn open_neuron(load: &Load<'_>) -> Opened {
         }
     };
     let artifacts = load.artifacts.ok_or(DriverError::Artifacts { name })?;
-    if load.beside {
-        // Its cores and their memory are taken whole.
-        let why = "it holds one model at a time".to_owned();
-        return Err(DriverError::NoRoom { name, why });
-    }
-    let opened = neuron_backend::open(&neuron_backend::Opening {
+    let opening = neuron_backend::Opening {
         source: load.source,
         decoder: load.decoder,
         weights: load.weights,
@@ -328,24 +323,30 @@ fn open_neuron(load: &Load<'_>) -> Opened {
         demand: load.demand,
         replicas: load.replicas,
         patience: load.patience,
-    });
-    match opened {
-        Ok(replicas) => Ok(replicas.into_iter().map(|one| Box::new(one) as _).collect()),
-        Err(error) => Err(match error.environment() {
-            Some(variables) => DriverError::Environment {
-                name,
-                variables: variables.to_vec(),
-            },
-            None if error.is_of_device() => DriverError::Device {
-                name,
-                why: error.to_string(),
-            },
-            None => DriverError::Open {
-                name,
-                why: error.to_string(),
-            },
-        }),
+    };
+    let failed = |error: neuron_backend::OpenError| match error.environment() {
+        Some(variables) => DriverError::Environment {
+            name,
+            variables: variables.to_vec(),
+        },
+        None if error.is_of_device() => DriverError::Device {
+            name,
+            why: error.to_string(),
+        },
+        None => DriverError::Open {
+            name,
+            why: error.to_string(),
+        },
+    };
+    if load.beside {
+        // Its cores and their memory are taken whole, but that is no reason to make room for a model that
+        // would not be opened then either.
+        neuron_backend::check(&opening).map_err(failed)?;
+        let why = "it holds one model at a time".to_owned();
+        return Err(DriverError::NoRoom { name, why });
     }
+    let replicas = neuron_backend::open(&opening).map_err(failed)?;
+    Ok(replicas.into_iter().map(|one| Box::new(one) as _).collect())
 }
 
 fn neuron_gauges() -> Option<Reader> {

@@ -298,11 +298,11 @@ impl Sources {
         loop {
             let interval = wanted.borrow().settings.ssm_interval * slowness;
             let pause = jittered(interval.min(SLOWEST));
-            let reply = tokio::select! {
-                () = tokio::time::sleep(pause), if self.parameters.is_some() => None,
-                () = heard(&mut hangup) => None,
+            let (reply, told_to) = tokio::select! {
+                () = tokio::time::sleep(pause), if self.parameters.is_some() => (None, false),
+                () = heard(&mut hangup) => (None, true),
                 reload = asked.recv() => match reload {
-                    Some(reload) => Some(reload),
+                    Some(reload) => (Some(reload), true),
                     None => return,
                 },
             };
@@ -317,7 +317,7 @@ impl Sources {
                 Ok(new) => {
                     board.refused(None);
                     told = None;
-                    Ok(changed(&wanted, new))
+                    Ok(changed(&wanted, new, told_to))
                 }
                 Err(why) => {
                     let refused = matches!(why, Unread::Refused(_));
@@ -341,14 +341,15 @@ impl Sources {
     }
 }
 
-/// Makes `new` what is wanted, if it differs; the names of what does.
-fn changed(wanted: &watch::Sender<Arc<Wanted>>, new: Wanted) -> Vec<&'static str> {
+/// Makes `new` what is wanted, if it differs; the names of what does. Somebody who has told the server to
+/// read it wants what failed before tried again.
+fn changed(wanted: &watch::Sender<Arc<Wanted>>, new: Wanted, told_to: bool) -> Vec<&'static str> {
     let mut names = Vec::new();
     wanted.send_if_modified(|current| {
         for scope in [Scope::Model, Scope::Live] {
             names.extend(new.raw.changes(&current.raw, scope));
         }
-        let modified = !names.is_empty();
+        let modified = told_to || !names.is_empty();
         if modified {
             *current = Arc::new(new);
         }

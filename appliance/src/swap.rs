@@ -28,8 +28,10 @@ pub(crate) struct Swap<'a> {
 /// What a swap that failed has left.
 #[derive(Debug)]
 pub(crate) enum Failed {
-    /// The old model serves as before.
+    /// The old model serves on: nothing was taken from it.
     Kept(LoadError),
+    /// The old model had made room, and serves again.
+    Restored(LoadError),
     /// None: the old model had to make room, and could not be opened again.
     Lost(LoadError),
 }
@@ -122,7 +124,7 @@ impl Swap<'_> {
         match self.open(old, Place::Alone).await {
             Ok(opened) => {
                 self.switch(current, opened);
-                Err(Failed::Kept(why))
+                Err(Failed::Restored(why))
             }
             Err(worse) => {
                 tracing::error!("the model before cannot be opened again either: {worse}");

@@ -24,6 +24,6 @@ pub mod weights;
 
 pub use backend::Neuron;
 pub use graph::{Activations, Bucket, KvFormat, LowerError, Target, WeightFormat, lower, text};
-pub use open::{OpenError, Opening, open};
+pub use open::{OpenError, Opening, check, open};
 pub use prepare::{Event, Figures, PrepareError, Request, Summary, prepare, survey};
 pub use probe::probe;

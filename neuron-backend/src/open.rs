@@ -190,7 +190,40 @@ struct Here {
 /// process, [`OpenError::environment`] says what it has to be.
 pub fn open(opening: &Opening<'_>) -> Result<Vec<Neuron>, OpenError> {
     let libnrt = Libnrt::open(None)?;
-    let here = here(&libnrt)?;
+    let (here, bundle, settings) = choose(opening, &libnrt)?;
+    let form = &bundle.manifest().form;
+    tracing::info!(
+        target = here.target.name(),
+        runtime = %libnrt.version(),
+        compiler = bundle.manifest().compiler.version,
+        bundle = %bundle.directory().display(),
+        ranks = form.ranks,
+        replicas = opening.replicas,
+        "opening"
+    );
+    let runtime = Runtime::shared(libnrt, &settings)?;
+    let replicas = (0..opening.replicas.max(1)).map(|replica| {
+        let first = replica * form.ranks;
+        replica_on(&runtime, opening, &bundle, here, first..first + form.ranks)
+    });
+    replicas.collect()
+}
+
+/// Finds out all that can be known of whether [`open`] would do, without touching the device.
+///
+/// # Errors
+/// As for [`open`].
+pub fn check(opening: &Opening<'_>) -> Result<(), OpenError> {
+    let (_, _, settings) = choose(opening, &Libnrt::open(None)?)?;
+    match settings.missing() {
+        missing if missing.is_empty() => Ok(()),
+        missing => Err(StartError::Environment(missing).into()),
+    }
+}
+
+/// The bundle that suits best, verified, and how the runtime has to be started for it.
+fn choose(opening: &Opening<'_>, libnrt: &Libnrt) -> Result<(Here, Bundle, Settings), OpenError> {
+    let here = here(libnrt)?;
     let each = here.cores / opening.replicas.max(1);
     if each == 0 {
         return Err(OpenError::Cores {
@@ -208,27 +241,12 @@ pub fn open(opening: &Opening<'_>) -> Result<Vec<Neuron>, OpenError> {
         kv: opening.kv,
         demand: opening.demand,
     })?;
-    let form = &bundle.manifest().form;
-    let used = 0..form.ranks * opening.replicas.max(1);
+    let ranks = bundle.manifest().form.ranks;
     let settings = Settings {
         refuse_nan: true,
-        ..Settings::new(used, here.lnc)
+        ..Settings::new(0..ranks * opening.replicas.max(1), here.lnc)
     };
-    tracing::info!(
-        target = here.target.name(),
-        runtime = %libnrt.version(),
-        compiler = bundle.manifest().compiler.version,
-        bundle = %bundle.directory().display(),
-        ranks = form.ranks,
-        replicas = opening.replicas,
-        "opening"
-    );
-    let runtime = Runtime::shared(libnrt, &settings)?;
-    let replicas = (0..opening.replicas.max(1)).map(|replica| {
-        let first = replica * form.ranks;
-        replica_on(&runtime, opening, &bundle, here, first..first + form.ranks)
-    });
-    replicas.collect()
+    Ok((here, bundle, settings))
 }
 
 /// Asks the runtime what is here.

@@ -149,6 +149,12 @@ fn a_model_that_cannot_serve_leaves_the_one_before() {
             == 1.0
     });
 
+    // Who tells the server to read its settings wants it tried again.
+    fs::write(&weights, bytes).expect("a file under target");
+    let (code, answer) = reload(&server);
+    assert_eq!((code, &answer["outcome"]), (200, &json!("unchanged")));
+    await_model(&server, &name(&broken));
+
     // A third that can takes its place: the failed one is not in the way.
     let three = other("third");
     config.write(&three, "");
@@ -270,6 +276,17 @@ fn a_device_that_holds_one_model_changes_it_too() {
     await_model(&server, &name(&two));
     let answer = server.ask(COMPLETIONS, &completion("a", 5));
     assert_eq!(answer["choices"][0]["text"], "bcdef");
+
+    // What would not be opened then either is no reason to make room.
+    let before = server.log().matches("makes room first").count();
+    config.write(
+        &other("device-3"),
+        "backend = \"neuron\"\nartifacts = \"/no/bundles\"",
+    );
+    assert_eq!(reload(&server).0, 200);
+    eventually("it is told", || status(&server)["kept"].is_string());
+    assert_eq!(server.log().matches("makes room first").count(), before);
+    assert_eq!(server.serves(), Some(name(&two)));
 }
 
 #[test]
