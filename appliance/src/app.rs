@@ -19,6 +19,7 @@ use crate::drain::{self, Cut, Signals};
 use crate::drivers::{self, DriverError};
 use crate::follow::{Reload, Sources, SourcesError, Unread, Wanted};
 use crate::health::{Health, Phase};
+use crate::host::cloudwatch::CloudWatch;
 use crate::host::door::Door;
 use crate::host::{AccountError, systemd};
 use crate::http::{self, Tls, TlsError};
@@ -228,6 +229,7 @@ async fn run(flags: &Flags, door: &OnceLock<Door>) -> Result<(), Failure> {
         server.metrics.clone(),
     );
 
+    let cloudwatch = server.cloudwatch();
     let progress = server.boot_progress();
     let mut wanted = tokio::select! {
         first = server.sources.first(&progress, &server.board) => {
@@ -242,6 +244,9 @@ async fn run(flags: &Flags, door: &OnceLock<Door>) -> Result<(), Failure> {
     server.announce(&opened.served, start.elapsed());
     let ended = server.serve(opened, wanted, http, signals).await;
     server.access.flush();
+    if let Some(cloudwatch) = cloudwatch {
+        cloudwatch.flush().await;
+    }
     ended
 }
 
@@ -282,6 +287,13 @@ impl Server {
                     .keep_written(parameters.clone(), instance),
             );
         }
+    }
+
+    /// Tells CloudWatch how the server does, where there is an account.
+    fn cloudwatch(&self) -> Option<CloudWatch> {
+        let account = self.sources.account.as_ref()?;
+        let (settings, metrics) = (self.settings.clone(), self.metrics.clone());
+        Some(CloudWatch::start(account, settings, metrics))
     }
 
     /// Has the settings followed from `first` on.

@@ -8,7 +8,7 @@ use std::{io, thread};
 use prometheus::proto::{Counter, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder as _, TextEncoder};
 
-use crate::metrics::Metrics;
+use crate::metrics::{Device, Metrics};
 
 /// How often the numbers are read. The device counts by itself; nobody looks more often than this.
 const EVERY: Duration = Duration::from_secs(5);
@@ -46,8 +46,9 @@ pub(crate) fn keep(mut read: Reader, metrics: Metrics) -> io::Result<()> {
     let thread = thread::Builder::new().name("device-metrics".to_owned());
     thread.spawn(move || {
         loop {
-            match text(&read()) {
-                Ok(text) => metrics.device(text),
+            let gauges = read();
+            match text(&gauges) {
+                Ok(text) => metrics.device(text, in_short(&gauges)),
                 Err(error) => tracing::warn!("cannot render the device's metrics: {error}"),
             }
             #[expect(clippy::disallowed_methods, reason = "on a thread of its own")]
@@ -55,6 +56,20 @@ pub(crate) fn keep(mut read: Reader, metrics: Metrics) -> io::Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Memory in use by all cores together, and how busy they are on average.
+fn in_short(gauges: &[Gauge]) -> Device {
+    let of = |name: &str| -> Vec<f64> {
+        let named = gauges.iter().filter(|gauge| gauge.name == name);
+        named.map(|gauge| gauge.value).collect()
+    };
+    let (memory, busy) = (of("memory_bytes"), of("utilization"));
+    let cores = u32::try_from(busy.len()).map_or(f64::MAX, f64::from);
+    Device {
+        memory: (!memory.is_empty()).then(|| memory.iter().sum()),
+        utilisation: (!busy.is_empty()).then(|| busy.iter().sum::<f64>() / cores),
+    }
 }
 
 /// The numbers as Prometheus reads them.
@@ -107,6 +122,26 @@ fn metric(gauge: &Gauge) -> Metric {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_device_in_short_is_all_its_memory_and_how_busy_it_is_on_average() {
+        let gauge = |name, value| Gauge {
+            name,
+            help: "Something",
+            counts: false,
+            labels: Vec::new(),
+            value,
+        };
+        let gauges = [
+            gauge("memory_bytes", 2.0),
+            gauge("memory_bytes", 3.0),
+            gauge("utilization", 0.5),
+            gauge("utilization", 1.0),
+        ];
+        let told = in_short(&gauges);
+        assert_eq!((told.memory, told.utilisation), (Some(5.0), Some(0.75)));
+        assert_eq!(in_short(&[]), Device::default());
+    }
 
     #[test]
     fn numbers_of_one_name_are_one_family_whatever_their_order() {

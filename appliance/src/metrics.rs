@@ -1,6 +1,9 @@
 //! What the server counts and measures, under the names that dashboards know: vLLM's where vLLM has
 //! the thing, `appliance_` where it has not. Rendered into a buffer off the request path.
 
+mod distribution;
+mod snapshot;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -14,6 +17,8 @@ use prometheus::{
     IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
 
+use self::distribution::Distribution;
+pub(crate) use self::snapshot::{Counts, Device, ModelSnapshot, Snapshot};
 use crate::access::Tally;
 use crate::engine_thread::Shape;
 use crate::opening::rate;
@@ -59,12 +64,19 @@ struct Shared {
     changed: AtomicBool,
     http: Http,
     keys: Keys,
-    /// The numbers of the device itself, already rendered.
-    device: Mutex<Vec<u8>>,
+    /// The numbers of the device itself.
+    device: Mutex<DeviceText>,
     /// Whether somebody reads them.
     device_is_read: AtomicBool,
     /// The model that is served, and its own registry.
     model: RwLock<Option<Arc<Model>>>,
+}
+
+/// The numbers of the device itself, already rendered, and the two that are told elsewhere too.
+#[derive(Default, Debug)]
+struct DeviceText {
+    text: Vec<u8>,
+    told: Device,
 }
 
 /// The metrics of one model, for one of its replicas to write. Cloning shares them.
@@ -129,7 +141,7 @@ impl Metrics {
         match encoded {
             Ok(()) => {
                 let device = self.shared.device.lock();
-                text.extend_from_slice(&device.unwrap_or_else(PoisonError::into_inner));
+                text.extend_from_slice(&device.unwrap_or_else(PoisonError::into_inner).text);
                 let mut rendered =
                     (self.shared.rendered.write()).unwrap_or_else(PoisonError::into_inner);
                 *rendered = text.into();
@@ -164,10 +176,10 @@ impl Metrics {
         self.shared.device_is_read.swap(true, Ordering::Relaxed)
     }
 
-    /// The numbers of the device itself are these now, in the exposition's text.
-    pub(crate) fn device(&self, text: Vec<u8>) {
+    /// The numbers of the device itself are these now, in the exposition's text and in short.
+    pub(crate) fn device(&self, text: Vec<u8>, told: Device) {
         let device = self.shared.device.lock();
-        *device.unwrap_or_else(PoisonError::into_inner) = text;
+        *device.unwrap_or_else(PoisonError::into_inner) = DeviceText { text, told };
         self.change();
     }
 
@@ -235,6 +247,17 @@ impl Metrics {
         self.change();
     }
 
+    /// So many more data points will not be told to CloudWatch.
+    pub(crate) fn cloudwatch_dropped(&self, count: usize) {
+        self.shared.http.cloudwatch_dropped.inc_by(count as u64);
+        self.change();
+    }
+
+    /// How many data points CloudWatch was not told.
+    pub(crate) fn dropped_by_cloudwatch(&self) -> u64 {
+        self.shared.http.cloudwatch_dropped.get()
+    }
+
     /// The server has entered a phase of its life.
     pub(crate) fn phase(&self, phase: &str) {
         for (name, gauge) in PHASES.iter().zip(&self.shared.http.phases) {
@@ -276,9 +299,18 @@ impl ModelMetrics {
     }
 
     /// From now on the model `name` is measured, in the place of whichever was before: it takes
-    /// sequences of `context` tokens on `replicas` devices with this profile.
-    pub(crate) fn serve(&self, name: &str, context: u32, profile: &Profile, replicas: usize) {
-        let model = Arc::new(Model::new(name, context, profile, replicas));
+    /// sequences of `context` tokens on `replicas` devices with this profile, `running` at once on each.
+    pub(crate) fn serve(
+        &self,
+        name: &str,
+        context: u32,
+        profile: &Profile,
+        running: u32,
+        replicas: usize,
+    ) {
+        let mut model = Model::new(name, context, profile, replicas);
+        model.slots = u64::from(running.min(profile.decode.most())) * replicas as u64;
+        let model = Arc::new(model);
         let model = self.model.get_or_init(|| model);
         let served = self.server.shared.model.write();
         *served.unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(model));
@@ -432,6 +464,7 @@ struct Http {
     swaps: IntCounterVec,
     load_bytes: IntCounter,
     load_rate: IntGauge,
+    cloudwatch_dropped: IntCounter,
 }
 
 impl Http {
@@ -450,6 +483,10 @@ impl Http {
                 &["handler", "method"],
             )),
             connections: makers.gauge("appliance_connections", "Connections that are open"),
+            cloudwatch_dropped: makers.counter(
+                "appliance_cloudwatch_dropped_total",
+                "Data points that CloudWatch was not told, because it did not take them",
+            ),
             phases: PHASES.map(|phase| {
                 let opts = makers.opts("appliance_phase", "1 for the phase that the server is in");
                 makers.add(IntGauge::with_opts(opts.const_label("phase", phase)))
@@ -531,8 +568,14 @@ impl Keys {
 #[derive(Debug)]
 struct Model {
     makers: Makers,
+    /// Its name in the API.
+    name: String,
+    /// Continuations that can run at once.
+    slots: u64,
+    /// Tells it from another of the same name.
+    identity: Arc<()>,
     state: State,
-    counts: Counts,
+    counts: Counters,
     times: Times,
     sizes: Sizes,
 }
@@ -550,7 +593,7 @@ struct State {
 
 /// What has happened since the start.
 #[derive(Debug)]
-struct Counts {
+struct Counters {
     prefix_queries: IntCounter,
     prefix_hits: IntCounter,
     preemptions: IntCounter,
@@ -568,6 +611,8 @@ struct Counts {
 struct Times {
     first_token: Histogram,
     inter_token: Histogram,
+    exact_first_token: Distribution,
+    exact_inter_token: Distribution,
     per_output_token: Histogram,
     request_per_output_token: Histogram,
     e2e: Histogram,
@@ -629,7 +674,7 @@ impl State {
     }
 }
 
-impl Counts {
+impl Counters {
     fn new(makers: &Makers) -> Self {
         Self {
             prefix_queries: makers.counter(
@@ -685,6 +730,8 @@ impl Times {
                 "vllm:inter_token_latency_seconds",
                 "From a token to the next of the same continuation",
             ),
+            exact_first_token: Distribution::new(),
+            exact_inter_token: Distribution::new(),
             per_output_token: token(
                 "vllm:time_per_output_token_seconds",
                 "The same under its older name",
@@ -753,10 +800,13 @@ impl Model {
         makers.constants(profile);
         Self {
             state: State::new(&makers, profile.pages, replicas),
-            counts: Counts::new(&makers),
+            counts: Counters::new(&makers),
             times: Times::new(&makers),
             sizes: Sizes::new(&makers, context),
             makers,
+            name: name.to_owned(),
+            slots: 0,
+            identity: Arc::default(),
         }
     }
 
@@ -787,13 +837,15 @@ impl Model {
                 .inc_by(u64::from(times.cached_tokens));
         }
         match times.last {
-            None => self
-                .times
-                .first_token
-                .observe(seconds(Some(shape.arrived), Some(now))),
+            None => {
+                let seconds = seconds(Some(shape.arrived), Some(now));
+                self.times.first_token.observe(seconds);
+                self.times.exact_first_token.observe(seconds);
+            }
             Some(last) => {
                 let seconds = seconds(Some(last), Some(now));
                 self.times.inter_token.observe(seconds);
+                self.times.exact_inter_token.observe(seconds);
                 self.times.per_output_token.observe(seconds);
             }
         }
@@ -949,7 +1001,7 @@ mod tests {
             candidates: 32,
             depth: 1,
         };
-        metrics.serve("tiny", 100, &profile, 1);
+        metrics.serve("tiny", 100, &profile, 8, 1);
         metrics
     }
 

@@ -148,7 +148,8 @@ pub(crate) async fn open(
         });
     }
     let Served { name, context, .. } = &*opened.served;
-    measured.serve(name, *context, &profile, settings.replicas.get() as usize);
+    let (running, replicas) = (settings.max_running.get(), settings.replicas.get());
+    measured.serve(name, *context, &profile, running, replicas as usize);
     Ok(opened)
 }
 

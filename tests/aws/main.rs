@@ -2,6 +2,7 @@
 //! answer. The fakes are held to their own promises here too.
 
 mod autoscaling;
+mod cloudwatch;
 mod imds;
 mod moto;
 mod objects;

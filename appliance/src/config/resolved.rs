@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::raw::{ConfigError, Origin, Raw};
 use super::value::{
     Backend, ByteSize, Cloud, Form, Isolation, KvPrecision, LogFormat, ParameterPath, Precision,
-    RequestFilter, Secret, SecretLines, SelfTest, ShedStatus, Value as _,
+    Price, RequestFilter, Secret, SecretLines, SelfTest, ShedStatus, Value as _,
 };
 use crate::access::Money;
 use crate::access::keys::Keys;
@@ -160,6 +160,14 @@ settings! {
     Start ssm_interval: Duration, "ssm-interval" = "30s";
     /// Where what must outlive a restart is kept, such as the last good settings; auto is what systemd gives, else $XDG_STATE_HOME/appliance, else ~/.local/state/appliance.
     Start state_dir: Option<PathBuf>, "state-dir" = "auto";
+    /// Whether CloudWatch is told how the server does; auto is whether there is an account to tell.
+    Live cloudwatch: Option<bool>, "cloudwatch" = "auto";
+    /// How often CloudWatch is told.
+    Live cloudwatch_interval: Duration, "cloudwatch-interval" = "10s";
+    /// Let CloudWatch tell instances of a group apart, which makes each instance's metrics cost what a group's do.
+    Live cloudwatch_instance: bool, "cloudwatch-instance" = "false";
+    /// What the instance costs an hour, in dollars: CloudWatch is told how many tokens a dollar buys.
+    Live price_per_hour: Option<Price>, "price-per-hour" = "auto";
     /// The key for the places under /admin, as a bearer token; auto closes them.
     Live admin_key: Option<Secret>, "admin-key" = "auto";
     /// How long running requests may go on after SIGTERM.

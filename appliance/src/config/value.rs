@@ -119,6 +119,20 @@ impl Value for Duration {
     }
 }
 
+/// A price in dollars, more than nothing.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Price(pub f64);
+
+impl Value for Price {
+    const FORM: Form = Form::plain("DOLLARS", "a price in dollars like 0.7582");
+
+    fn parse(text: &str) -> Option<Self> {
+        let price: f64 = text.parse().ok()?;
+        // A cent for a thousand hours, and a million dollars for one.
+        (1e-5..=1e6).contains(&price).then_some(Self(price))
+    }
+}
+
 /// A number of bytes, written like `32MiB`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct ByteSize(pub u64);

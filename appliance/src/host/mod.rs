@@ -2,6 +2,7 @@
 //! is told. Whatever is missing is noticed once, and the server runs on.
 
 pub mod account;
+pub(crate) mod cloudwatch;
 mod descriptor;
 pub(crate) mod door;
 pub mod imds;

@@ -311,6 +311,8 @@ impl Shared {
         while let Some(asked) = read(&mut reader, &mut writer)? {
             let action = asked.action();
             let reply = match self.manner(action) {
+                // Who has given up waiting has not asked.
+                Manner::Works if has_gone(&writer)? => return Ok(()),
                 Manner::Works => (self.service)(&asked),
                 Manner::Fails(status, code) => {
                     refused(&asked, &Refusal::new(status, code, "as told"))
@@ -371,6 +373,15 @@ impl Shared {
         usual.map_or(Ok(()), |usual| socket.set_ttl_v4(usual))?;
         written
     }
+}
+
+/// Whether the client has closed.
+fn has_gone(stream: &TcpStream) -> io::Result<bool> {
+    stream.set_nonblocking(true)?;
+    let peeked = stream.peek(&mut [0]);
+    stream.set_nonblocking(false)?;
+    Ok(matches!(peeked, Ok(0))
+        || peeked.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock))
 }
 
 /// Reads a request; `None` if the client closed before one.

@@ -5,6 +5,7 @@ mod autoscaling;
 pub mod cbor;
 mod clock;
 mod cloudwatch;
+mod empty;
 mod front;
 mod imds;
 mod keys;
@@ -17,6 +18,7 @@ use std::ffi::OsString;
 pub use autoscaling::{Action, AutoScaling, Hook, Transition};
 pub use clock::Clock;
 pub use cloudwatch::{Call, CloudWatch, Datum};
+pub use empty::Empty;
 pub use front::{Asked, Front, Manner, Reply};
 pub use imds::{Imds, REAL};
 pub use keys::{Key, Keys};
@@ -44,9 +46,11 @@ pub struct Account {
     pub autoscaling: AutoScaling,
     /// Its CloudWatch.
     pub cloudwatch: CloudWatch,
+    /// Its other services, which have nothing in them.
+    pub others: Empty,
     /// A key of the instance's own; otherwise it has its role's.
     key: Option<Key>,
-    /// What answers for all other services.
+    /// What answers for all other services instead.
     rest: Option<String>,
 }
 
@@ -58,6 +62,7 @@ impl Account {
         Self {
             autoscaling: AutoScaling::start(&keys, &imds),
             cloudwatch: CloudWatch::start(&keys),
+            others: Empty::start(&keys),
             imds,
             keys,
             key: None,
@@ -90,11 +95,7 @@ impl Account {
 
     /// The variables under which the SDK finds the account, and nothing of the developer's.
     pub fn environment(&self) -> Vec<(&'static str, OsString)> {
-        // Port 9 discards: nobody listens there, and nothing leaves the machine.
-        let rest = self
-            .rest
-            .clone()
-            .unwrap_or_else(|| "http://127.0.0.1:9".into());
+        let rest = self.rest.clone().unwrap_or_else(|| self.others.url());
         let mut environment: Vec<(&'static str, OsString)> = vec![
             ("AWS_EC2_METADATA_DISABLED", "false".into()),
             ("AWS_EC2_METADATA_SERVICE_ENDPOINT", self.imds.url().into()),
