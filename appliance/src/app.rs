@@ -230,9 +230,9 @@ async fn run(flags: &Flags, door: &OnceLock<Door>) -> Result<(), Failure> {
     );
 
     let cloudwatch = server.cloudwatch();
-    let progress = server.boot_progress();
+    let waiting = server.waiting();
     let mut wanted = tokio::select! {
-        first = server.sources.first(&progress, &server.board) => {
+        first = server.sources.first(&waiting, &server.board) => {
             server.follow(first?, asked)
         }
         () = signals.next() => return Ok(()),
@@ -306,11 +306,24 @@ impl Server {
 
     /// Tells who asks for work what is being done instead.
     fn boot_progress(&self) -> Progress {
-        let (phase, board) = (self.phase.clone(), self.board.clone());
+        let (phase, board, metrics) =
+            (self.phase.clone(), self.board.clone(), self.metrics.clone());
         Progress::new(move |what| {
             tracing::info!("{what}");
             board.state("loading", what);
+            metrics.phase("loading");
             phase.send_replace(Phase::Loading(what.to_owned()));
+        })
+    }
+
+    /// Tells everybody what is waited for.
+    fn waiting(&self) -> Progress {
+        let (phase, board, metrics) =
+            (self.phase.clone(), self.board.clone(), self.metrics.clone());
+        Progress::new(move |why| {
+            board.state("waiting", why);
+            metrics.phase("waiting");
+            phase.send_replace(Phase::Waiting(why.to_owned()));
         })
     }
 
@@ -361,9 +374,7 @@ impl Server {
                 return Err(why);
             }
             tracing::error!("{why}; waiting for other settings");
-            self.board.state("failed", &why.to_string());
-            self.metrics.phase("failed");
-            self.phase.send_replace(Phase::Failed(why.to_string()));
+            self.waiting().say(&why.to_string());
             if wanted.changed().await.is_err() {
                 return Err(why);
             }

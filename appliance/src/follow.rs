@@ -202,7 +202,7 @@ impl Sources {
     /// There is no parameter store that could mend what is not valid.
     pub(crate) async fn first(
         &self,
-        progress: &Progress,
+        waiting: &Progress,
         board: &Board,
     ) -> Result<Wanted, ConfigError> {
         let Some(parameters) = &self.parameters else {
@@ -230,7 +230,7 @@ impl Sources {
             };
             if why != told {
                 tracing::warn!("{why}");
-                progress.say(&why);
+                waiting.say(&why);
                 told = why;
             }
             tokio::time::sleep(jittered(AGAIN)).await;

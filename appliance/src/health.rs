@@ -17,6 +17,8 @@ pub const FROZEN: Duration = Duration::from_secs(10);
 pub enum Phase {
     /// The model is not ready yet; the text says what is being done.
     Loading(String),
+    /// Nothing is done until somebody changes the settings; the text says what is wrong with them.
+    Waiting(String),
     /// The model has produced a token and takes requests.
     Ready(Arc<Served>),
     /// The server is about to end: running requests finish, new ones are refused.
@@ -49,7 +51,7 @@ impl Health {
     /// landed for [`FROZEN`], and when a device is lost.
     pub fn live(&self) -> bool {
         match &*self.0.borrow() {
-            Phase::Loading(_) | Phase::Draining(None) => true,
+            Phase::Loading(_) | Phase::Waiting(_) | Phase::Draining(None) => true,
             Phase::Ready(served) | Phase::Draining(Some(served)) => live(&served.pulses),
             Phase::Failed(_) => false,
         }

@@ -451,7 +451,7 @@ impl Ended {
 }
 
 /// The phases of a server's life, as a label.
-pub(crate) const PHASES: [&str; 4] = ["loading", "ready", "draining", "failed"];
+pub(crate) const PHASES: [&str; 5] = ["loading", "waiting", "ready", "draining", "failed"];
 
 /// What HTTP and the server's life are measured by.
 #[derive(Debug)]
@@ -459,7 +459,7 @@ struct Http {
     requests: IntCounterVec,
     duration: HistogramVec,
     connections: IntGauge,
-    phases: [IntGauge; 4],
+    phases: [IntGauge; 5],
     refused_settings: IntCounter,
     swaps: IntCounterVec,
     load_bytes: IntCounter,

@@ -17,7 +17,7 @@ const LONGEST: usize = 1000;
 /// What the server says of itself.
 #[derive(Clone, PartialEq, Eq, Serialize, Debug)]
 pub(crate) struct Status {
-    /// `loading`, `ready`, `swapping`, `draining` or `failed`.
+    /// `loading`, `waiting`, `ready`, `swapping`, `draining` or `failed`.
     state: &'static str,
     /// What is being done, or why it failed.
     detail: String,

@@ -195,8 +195,10 @@ fn without_a_model_it_waits_for_one() {
     assert!(refused.header("retry-after").is_some());
     cloud.set("model", "/no/such/model");
     eventually("it says what is wrong with it", || {
-        server.get("/health").text().contains("/no/such/model")
+        let health = server.get("/health").text();
+        health.contains("waiting") && health.contains("/no/such/model")
     });
+    assert_eq!(server.get("/live").status(), 200);
     let one = other("waits-1");
     cloud.model(&one);
     server.await_ready();

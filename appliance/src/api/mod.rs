@@ -138,7 +138,7 @@ impl Api {
                 2,
             )),
             Phase::Draining(_) => Err(ApiError::unavailable("The server is shutting down.", 5)),
-            Phase::Failed(why) => Err(ApiError::unavailable(
+            Phase::Waiting(why) | Phase::Failed(why) => Err(ApiError::unavailable(
                 format!("The server has no model: {why}."),
                 30,
             )),
@@ -150,7 +150,7 @@ impl Api {
         match self.context.health.phase() {
             Phase::Ready(served) => Some(served),
             Phase::Draining(served) => served,
-            Phase::Loading(_) | Phase::Failed(_) => None,
+            Phase::Loading(_) | Phase::Waiting(_) | Phase::Failed(_) => None,
         }
     }
 

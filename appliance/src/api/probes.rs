@@ -36,6 +36,7 @@ pub(super) async fn health(State(api): State<Arc<Api>>) -> impl IntoResponse {
         Phase::Ready(_) => status(StatusCode::OK, "ready", String::new()),
         Phase::Loading(what) => status(down, "loading", what),
         Phase::Draining(_) => status(down, "draining", String::new()),
+        Phase::Waiting(why) => status(down, "waiting", why),
         Phase::Failed(why) => status(down, "failed", why),
     }
 }

@@ -123,6 +123,13 @@ impl Attendant {
                     self.more_time_if(live);
                 }
             }
+            Phase::Waiting(why) => {
+                self.status(&why);
+                // Another start would wait for the same.
+                if tick {
+                    self.more_time_if(true);
+                }
+            }
             Phase::Failed(why) => self.status(&why),
         }
     }
@@ -166,7 +173,7 @@ async fn feed(health: Health, interval: Duration) {
                 Since::AtRest => fed.elapsed() >= interval * 7 / 16 && answers(&served).await,
             },
             Phase::Loading(_) => work.went_on(),
-            Phase::Draining(None) => true,
+            Phase::Draining(None) | Phase::Waiting(_) => true,
             Phase::Failed(_) => false,
         };
         if proven {
