@@ -393,8 +393,15 @@ impl Server {
         if !self.access.has_keys() && !address.ip().is_loopback() {
             tracing::warn!(%address, "whoever can connect is served: set keys, or listen on 127.0.0.1");
         }
+        if self.access.forgets_budgets() {
+            tracing::warn!("keys have budgets, which begin anew with every start: set ledger");
+        }
+        let scheme = match self.settings.now().tls_certificate {
+            Some(_) => "https",
+            None => "http",
+        };
         tracing::info!(
-            "try: curl -N http://{address}/v1/chat/completions -H 'content-type: application/json' \
+            "try: curl -N {scheme}://{address}/v1/chat/completions -H 'content-type: application/json' \
              -d '{{\"messages\":[{{\"role\":\"user\",\"content\":\"Why is the sky blue?\"}}],\"stream\":true}}'"
         );
     }

@@ -286,6 +286,10 @@ fn what_was_used_is_counted_and_a_spent_budget_refuses() {
         (&"demo".into(), &0.into()),
         "{poor}"
     );
+    assert_eq!(
+        usage["projects"]["demo"]["day"], poor["usage"]["day"],
+        "{usage}"
+    );
     let day = &poor["usage"]["day"];
     assert_eq!(
         (&day["requests"], &day["output_tokens"]),

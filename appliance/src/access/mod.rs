@@ -204,6 +204,19 @@ impl Access {
         self.terms().keys.is_some()
     }
 
+    /// Whether a key has a budget that a restart would begin anew.
+    pub fn forgets_budgets(&self) -> bool {
+        let terms = self.terms();
+        let budget = |key: &Arc<Key>| {
+            let allowance = &key.allowance;
+            allowance
+                .budget_per_day
+                .or(allowance.budget_per_month)
+                .is_some()
+        };
+        self.0.ledger.is_none() && terms.keys.iter().flat_map(Keys::iter).any(budget)
+    }
+
     fn terms(&self) -> Arc<Terms> {
         let terms = self.0.terms.read();
         terms.unwrap_or_else(PoisonError::into_inner).clone()
@@ -292,9 +305,15 @@ impl Access {
         for id in keys.keys() {
             self.account(id);
         }
-        let keys = self.accounts().iter().map(account).collect();
+        let keys: Vec<KeyReport> = self.accounts().iter().map(account).collect();
+        let mut projects = BTreeMap::new();
+        for KeyReport { project, usage, .. } in &keys {
+            let project = project.as_deref().unwrap_or_default().to_owned();
+            *projects.entry(project).or_insert(Usage::new(now.wall)) += *usage;
+        }
         Report {
             time: now.wall,
+            projects,
             keys,
         }
     }
@@ -348,6 +367,8 @@ fn from_file(path: &Path) -> Result<Keys, AccessError> {
 #[derive(Clone, Serialize, Debug)]
 pub struct Report {
     time: Timestamp,
+    /// By name; those of keys that are no more have none.
+    projects: BTreeMap<String, Usage>,
     keys: Vec<KeyReport>,
 }
 

@@ -139,6 +139,15 @@ impl Usage {
     }
 }
 
+/// What two have used, if both are of the same day.
+impl AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.total += other.total;
+        self.day += other.day;
+        self.month += other.month;
+    }
+}
+
 fn date(at: Timestamp) -> Date {
     Offset::UTC.to_datetime(at).date()
 }
