@@ -8,7 +8,7 @@ use appliance_tests::{Model, PATIENCE, Request, Server, appliance, eventually};
 use nix::sys::signal::Signal::{SIGKILL, SIGTERM};
 use serde_json::Value;
 
-use crate::{COMPLETIONS, completion, streaming};
+use crate::{COMPLETIONS, Dice, completion, streaming};
 
 /// A key that may spend `budget` dollars a day, and the line that stores it.
 fn key(budget: &str) -> (String, String) {
@@ -100,4 +100,75 @@ fn who_is_killed_loses_the_last_second_and_no_budget_begins_anew() {
     // Whoever drains writes all.
     let last = lines(&ledger).pop().expect("a line");
     assert_eq!(last["output_tokens"], 50, "{last}");
+}
+
+/// The sum of a field over the lines of a ledger.
+fn sum(lines: &[Value], field: &str) -> u64 {
+    let fields = lines.iter().map(|line| line[field].as_u64());
+    fields.map(|count| count.expect("a number")).sum()
+}
+
+#[test]
+fn a_storm_of_clients_that_leave_is_accounted_for_to_the_token() {
+    let (secret, line) = key("1000");
+    let keys = scratch_file("storm.keys", &line);
+    let ledger = scratch_file("storm.ledger", "");
+    let server = server(&keys, &ledger);
+    let body = streaming(&server, "ab", 400);
+    std::thread::scope(|scope| {
+        for client in 0..8 {
+            let (server, secret, body) = (&server, &secret, &body);
+            scope.spawn(move || {
+                let mut dice = Dice(0x9e37_79b9_7f4a_7c15 + client);
+                for _ in 0..25 {
+                    let mut connection = server.connect();
+                    let request = with_key(Request::post(COMPLETIONS, body), secret);
+                    connection.send(&request).expect("the server reads");
+                    // Some leave at once, some in the middle, some stay to the end.
+                    let Some(chunks) = dice.below(40).checked_sub(10) else {
+                        continue;
+                    };
+                    let mut stream = connection.stream().expect("a head");
+                    assert_eq!(stream.head.status, 200);
+                    match chunks {
+                        0..25 => (0..chunks).for_each(|_| {
+                            stream.next_chunk().expect("a chunk");
+                        }),
+                        _ => drop(stream.chunks()),
+                    }
+                }
+            });
+        }
+    });
+    server.idle_within(PATIENCE);
+    let labels = [("key", "payer"), ("project", "default")];
+    eventually("nothing runs for the key", || {
+        server.metrics().labelled("appliance_key_running", &labels) == 0.0
+    });
+    server.signal(SIGTERM);
+    assert_eq!(server.exit_code_within(PATIENCE), 0);
+    let lines = lines(&ledger);
+    let again = self::server(&keys, &ledger);
+    let used = usage(&again);
+    assert_eq!(used["requests"], lines.len(), "{used}");
+    for field in ["input_tokens", "cached_tokens", "output_tokens"] {
+        assert_eq!(used[field], sum(&lines, field), "{field}: {used}");
+    }
+    assert!(lines.iter().any(|line| line["finish"] == "aborted"));
+    let whole = lines.iter().filter(|line| line["finish"] == "length");
+    assert!(whole.clone().count() >= 10, "some stay to the end");
+    for line in whole {
+        assert_eq!(
+            (&line["input_tokens"], &line["output_tokens"]),
+            (&2.into(), &400.into())
+        );
+    }
+    // A millionth of a dollar for each token of an answer.
+    let cost = used["cost"].as_f64().expect("a number");
+    let tokens = used["output_tokens"].as_u64().expect("a number");
+    assert_eq!(
+        (cost * 1e6).round(),
+        f64::from(u32::try_from(tokens).expect("few")),
+        "{used}"
+    );
 }
