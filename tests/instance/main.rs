@@ -1,6 +1,7 @@
 //! An instance's life: what it is told to serve, and how that changes under it.
 
 mod disk;
+mod keys;
 mod parameters;
 mod swap;
 

@@ -14,11 +14,11 @@ use crate::{ADMIN, COMPLETIONS, completion, name, other, status};
 /// An account whose parameter store is moto's.
 pub(crate) struct Cloud {
     account: Account,
-    moto: Moto,
+    pub(crate) moto: Moto,
     state: String,
 }
 
-const PATH: &str = "/appliance/test";
+pub(crate) const PATH: &str = "/appliance/test";
 
 impl Cloud {
     /// Elsewhere than under `make test` perhaps `None`, and a word about it.
@@ -50,7 +50,7 @@ impl Cloud {
     }
 
     /// A server of this instance.
-    fn server(&self, flags: &[&str]) -> Server {
+    pub(crate) fn server(&self, flags: &[&str]) -> Server {
         let mut all = vec!["--ssm-interval", "200ms", "--state-dir", &self.state];
         all.extend(flags);
         Server::instance(&self.environment(), &all)
