@@ -6,6 +6,7 @@ mod cloudwatch;
 mod imds;
 mod moto;
 mod objects;
+mod policy;
 
 use appliance_tests::{Connection, Request, Response};
 

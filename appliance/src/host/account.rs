@@ -119,8 +119,10 @@ fn made_by_amazon(path: &Path) -> bool {
 /// All that an error of the SDK has to say, on one line.
 pub(crate) fn told(error: &(dyn Error + 'static)) -> String {
     let all = DisplayErrorContext(error).to_string();
-    // The rest is the debug form of the whole response.
-    let short = all.split(" (").next().unwrap_or(&all);
+    // What follows is the debug form of the whole response. The code of the error, in parentheses too, is
+    // not to go with it.
+    let debug = format!(" ({error:?})");
+    let short = all.strip_suffix(&debug).unwrap_or(&all);
     let short: String = short
         .chars()
         .filter(|c| !c.is_control())
@@ -132,6 +134,18 @@ pub(crate) fn told(error: &(dyn Error + 'static)) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_error_is_told_with_its_causes_and_without_the_whole_response() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("unhandled error (ExpiredToken)")]
+        struct Inner;
+        #[derive(Debug, thiserror::Error)]
+        #[error("service error")]
+        struct Outer(#[source] Inner);
+        let told = told(&Outer(Inner));
+        assert_eq!(told, "service error: unhandled error (ExpiredToken)");
+    }
 
     #[test]
     fn the_vendor_tells_a_machine_of_ec2() {

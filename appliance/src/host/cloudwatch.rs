@@ -224,7 +224,7 @@ impl Reporter {
                 self.buffer.push_back(datum(&sample, of_group, now));
             }
         }
-        self.drop(self.buffer.len().saturating_sub(KEPT));
+        self.drop(beyond(&self.buffer));
     }
 
     /// Sends what is still to be sent, as far as CloudWatch takes it.
@@ -294,6 +294,11 @@ impl Reporter {
     }
 }
 
+/// How many of the first data are too many to be kept.
+fn beyond(buffer: &VecDeque<MetricDatum>) -> usize {
+    buffer.len().saturating_sub(KEPT)
+}
+
 /// How many of the first data go into one call.
 fn batch(buffer: &VecDeque<MetricDatum>) -> usize {
     let weights = buffer.iter().map(weight);
@@ -348,6 +353,15 @@ mod tests {
             .set_counts(Some(vec![1.0; values]))
             .build();
         vec![datum; count].into()
+    }
+
+    #[test]
+    fn an_hour_away_costs_the_oldest_data_and_nothing_else() {
+        let of_a_report = 24;
+        assert!(KEPT >= 360 * of_a_report, "an hour of reports fits");
+        let reports = VecDeque::from(vec![MetricDatum::builder().build(); 500 * of_a_report]);
+        assert_eq!(beyond(&reports), 500 * of_a_report - KEPT);
+        assert_eq!(beyond(&data(KEPT, 1)), 0);
     }
 
     #[test]

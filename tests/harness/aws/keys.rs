@@ -40,6 +40,8 @@ pub struct Keys {
 struct Ledger {
     keys: HashMap<String, Key>,
     denied: BTreeSet<String>,
+    /// What alone is allowed, as IAM calls it; `None` for everything.
+    allowed: Option<BTreeSet<String>>,
     given: u32,
 }
 
@@ -92,6 +94,11 @@ impl Keys {
         self.ledger().denied.remove(action);
     }
 
+    /// From now on nothing but these is allowed: `autoscaling:SetInstanceHealth`, ..
+    pub fn allow_only(&self, actions: BTreeSet<String>) {
+        self.ledger().allowed = Some(actions);
+    }
+
     /// Whether a request may be answered.
     ///
     /// # Errors
@@ -131,7 +138,10 @@ impl Keys {
             return forbidden("RequestTimeTooSkewed", &message);
         }
         let action = asked.action();
-        if ledger.denied.contains(&action) {
+        let service = asked.header("authorization").and_then(service);
+        let full = format!("{}:{action}", service.unwrap_or_default());
+        let allowed = ledger.allowed.as_ref();
+        if ledger.denied.contains(&action) || allowed.is_some_and(|all| !all.contains(&full)) {
             let message = format!("User is not authorized to perform: {action}");
             return forbidden("AccessDenied", &message);
         }
@@ -147,6 +157,15 @@ impl Keys {
 fn access_key(authorization: &str) -> Option<&str> {
     let (_, credential) = authorization.split_once("Credential=")?;
     Some(credential.split_once('/')?.0)
+}
+
+/// The service in `.. Credential=ID/20261124/us-west-2/SERVICE/aws4_request, ..`, as IAM calls it.
+fn service(authorization: &str) -> Option<&str> {
+    let (_, credential) = authorization.split_once("Credential=")?;
+    match credential.split('/').nth(3)? {
+        "monitoring" => Some("cloudwatch"),
+        other => Some(other),
+    }
 }
 
 /// `20261124T180000Z`.
