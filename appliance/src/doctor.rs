@@ -15,8 +15,9 @@ use neuron_backend::Target;
 use neuron_backend::compile::{PROGRAM, Settings};
 use neuron_backend::doctor::{self, News, Outcome, Report, Request, Seen, Step};
 
+use crate::artifacts::Artifacts;
 use crate::config::{Backend, Value as _};
-use crate::prepare::{duration, user_artifacts};
+use crate::prepare::duration;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -181,7 +182,7 @@ impl Doctor {
     fn artifacts(&self) -> anyhow::Result<PathBuf> {
         let path = match &self.artifacts {
             Some(path) => path.clone(),
-            None => user_artifacts()?,
+            None => Artifacts::of_user()?.directory()?,
         };
         std::path::absolute(&path).with_context(|| format!("--artifacts {}", path.display()))
     }

@@ -2,12 +2,12 @@
 //! names them.
 
 use std::ffi::OsString;
-use std::path::Path;
 use std::time::Duration;
 
 use engine::{Backend, Demand, Device};
 use model::{Decoder, Weights};
 
+use crate::artifacts::Artifacts;
 use crate::config;
 use crate::device_metrics::{Gauge, Reader};
 
@@ -47,12 +47,22 @@ pub enum DriverError {
     },
     /// The device needs something that is compiled ahead.
     #[error(
-        "the {name} backend runs modules that are compiled ahead: name the directory that appliance \
-         prepare made with --artifacts"
+        "the {name} backend runs modules that are compiled ahead: name the directory or s3:// prefix that \
+         appliance prepare filled with --artifacts"
     )]
     Artifacts {
         /// The device's name.
         name: &'static str,
+    },
+    /// What the device needs was not compiled yet.
+    #[error("the {name} backend cannot open the model: {why}")]
+    Unprepared {
+        /// The device's name.
+        name: &'static str,
+        /// What is missing, and the command that makes it.
+        why: String,
+        /// The arguments of that command.
+        arguments: Vec<String>,
     },
     /// The process has to be started again with these variables before the device can be used:
     /// nothing has been touched.
@@ -112,7 +122,7 @@ pub struct Load<'a> {
     /// Whether a model serves on the device already.
     pub beside: bool,
     /// Where modules compiled ahead are.
-    pub artifacts: Option<&'a Path>,
+    pub artifacts: Option<&'a Artifacts>,
     /// How long a step may take before the device counts as hung.
     pub patience: Duration,
     /// Where the model came from.
@@ -308,11 +318,15 @@ fn open_neuron(load: &Load<'_>) -> Opened {
         }
     };
     let artifacts = load.artifacts.ok_or(DriverError::Artifacts { name })?;
+    let store = artifacts.store().map_err(|error| DriverError::Open {
+        name,
+        why: error.to_string(),
+    })?;
     let opening = neuron_backend::Opening {
         source: load.source,
         decoder: load.decoder,
         weights: load.weights,
-        store: &neuron_backend::artifact::Store::new(artifacts.to_owned()),
+        store: &store,
         format,
         kv: match load.kv {
             config::KvPrecision::Auto => None,
@@ -328,6 +342,11 @@ fn open_neuron(load: &Load<'_>) -> Opened {
         Some(variables) => DriverError::Environment {
             name,
             variables: variables.to_vec(),
+        },
+        None if error.unprepared().is_some() => DriverError::Unprepared {
+            name,
+            why: error.to_string(),
+            arguments: error.unprepared().unwrap_or_default().to_vec(),
         },
         None if error.is_of_device() => DriverError::Device {
             name,

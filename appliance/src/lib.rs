@@ -3,6 +3,7 @@
 pub mod access;
 pub mod api;
 pub mod app;
+pub mod artifacts;
 pub mod bench;
 pub mod cli;
 pub mod config;

@@ -1,5 +1,7 @@
 //! From settings to a model that has proven that it generates: its files, its device, its engines.
 
+use std::io;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::thread;
@@ -60,6 +62,9 @@ pub enum LoadError {
     /// It does not run on the device.
     #[error(transparent)]
     Driver(#[from] DriverError),
+    /// It could not be compiled for the device.
+    #[error("prepare-on-boot: {0}")]
+    Prepare(String),
     /// The host has no room for the engine's thread, or no randomness.
     #[error("the host cannot start the engine: {0}")]
     Host(String),
@@ -188,14 +193,22 @@ fn load(
         precision: settings.dtype,
         kv: settings.kv_dtype,
         replicas: settings.replicas.get(),
-        artifacts: settings.artifacts.as_deref(),
+        artifacts: settings.artifacts.as_ref(),
         patience: settings.device_timeout,
         source: &source.to_string(),
         decoder: &decoder,
         weights: &weights,
         demand: &demand,
     };
-    let devices = watched(&weights, metrics, progress, || driver.open(&load))?;
+    let open = || watched(&weights, metrics, progress, || driver.open(&load));
+    let devices = match open() {
+        Err(DriverError::Unprepared { arguments, .. }) if settings.prepare_on_boot => {
+            progress.say("the model is being compiled for the device");
+            prepare(&arguments)?;
+            open()
+        }
+        opened => opened,
+    }?;
     let Some(profile) = devices.first().map(|device| device.profile().clone()) else {
         return Err(LoadError::Host("no device was opened".to_owned()));
     };
@@ -249,6 +262,26 @@ fn load(
     };
     let served = Arc::new(served);
     Ok((Opened { served, dispatch }, profile, golden))
+}
+
+/// Compiles what the device needs, as whoever was refused would. What it says goes where our own lines go.
+fn prepare(arguments: &[String]) -> Result<(), LoadError> {
+    let failed = |why: String| {
+        let command = arguments.join(" ");
+        LoadError::Prepare(format!("appliance {command}: {why}"))
+    };
+    tracing::info!(command = arguments.join(" "), "preparing");
+    let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
+    let ended = Command::new(program)
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(io::stderr())
+        .status();
+    match ended {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(failed(status.to_string())),
+        Err(error) => Err(failed(error.to_string())),
+    }
 }
 
 /// Runs `open`, and tells how far the weights are meanwhile.

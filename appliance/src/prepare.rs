@@ -4,7 +4,6 @@
 //! compiled for one.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use neuron_backend::compile::{Extra, PROGRAM, Settings};
 use neuron_backend::plan::Wish;
 use neuron_backend::{Activations, Event, KvFormat, Request, Target, WeightFormat};
 
+use crate::artifacts::Artifacts;
 use crate::config::{Backend, ByteSize, KvPrecision, LoadFlags, Precision, Resolved, Value as _};
 use crate::golden;
 use crate::source::{Found, Means};
@@ -26,6 +26,8 @@ const EXAMPLES: &str = "\
 Examples:
   appliance prepare --backend neuron --model hf://Qwen/Qwen3-8B --target trn2 --tp 4 \\
       --max-context 8192 --artifacts ./compiled
+  appliance prepare --backend neuron --model s3://bucket/models/qwen3 --target trn2 --tp 4 \\
+      --artifacts s3://bucket/compiled
   appliance prepare --backend neuron --model ./model --target inf2 --tp 2 --dtype fp8 --plan
   appliance prepare --backend neuron --model ./model --target trn1 --tp 2 \\
       --decode-rows 1,8,32 --extra-args 'decode-32x=-O1' --jobs 2
@@ -141,7 +143,7 @@ impl Prepare {
             print!("{}", neuron_backend::survey(&decoder, &wish)?);
             return Ok(());
         }
-        let store = store(&settings)?;
+        let artifacts = artifacts(&settings)?;
         let source = settings.source()?.to_string();
         let directory = found.directory();
         let identity = Identity::of(source.clone(), directory)
@@ -150,15 +152,16 @@ impl Prepare {
         let request = Request {
             decoder: &decoder,
             identity,
-            command: self.wanted.command(&source, &wish, &store),
+            command: self.wanted.command(&source, &wish, &artifacts),
             wish,
             settings: self.settings(),
-            store,
+            store: Store::new(artifacts.directory()?),
             stop: &stop,
         };
         let mut progress = Progress::new()?;
         let bundle = neuron_backend::prepare(&request, &mut |event| progress.show(&event))?;
         progress.bar.finish_and_clear();
+        artifacts.keep(&bundle)?;
         println!("bundle: {}", bundle.directory().display());
         match golden::keep_prepared(request.store.root(), &source, &found, &decoder) {
             Ok(file) => println!("golden answers for the self-test: {}", file.display()),
@@ -170,7 +173,7 @@ impl Prepare {
         println!(
             "to serve it: appliance serve --model {} --backend neuron --artifacts {}",
             word(&source),
-            word(&request.store.root().display().to_string())
+            word(&artifacts.to_string())
         );
         Ok(())
     }
@@ -246,7 +249,7 @@ impl Wanted {
     }
 
     /// The command line that asks for the same, wherever its settings came from.
-    fn command(&self, source: &str, wish: &Wish, store: &Store) -> String {
+    fn command(&self, source: &str, wish: &Wish, artifacts: &Artifacts) -> String {
         let number = |name: &str, value: Option<u64>| {
             value.map_or(String::new(), |value| format!(" --{name} {value}"))
         };
@@ -280,31 +283,18 @@ impl Wanted {
             sizes("prefill-tokens", &wish.prefill_tokens),
             sizes("context-pages", &wish.context_pages),
             if wish.embeddings { " --embeddings" } else { "" }.to_owned(),
-            format!(" --artifacts {}", word(&store.root().display().to_string())),
+            format!(" --artifacts {}", word(&artifacts.to_string())),
         ];
         parts.concat()
     }
 }
 
 /// Where what is compiled is kept: `artifacts`, else a directory of the user's.
-pub fn store(settings: &Resolved) -> anyhow::Result<Store> {
-    let path = match &settings.artifacts {
-        Some(path) => path.clone(),
-        None => user_artifacts()?,
-    };
-    let text = path
-        .to_str()
-        .with_context(|| format!("--artifacts {}: the path is no UTF-8", path.display()))?;
-    Ok(text.parse()?)
-}
-
-/// Where what is compiled is kept unless somebody says otherwise.
-pub(crate) fn user_artifacts() -> anyhow::Result<PathBuf> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let cache = variable("XDG_CACHE_HOME")
-        .or_else(|| Some(variable("HOME")?.join(".cache")))
-        .context("there is no home directory to keep artifacts in: set --artifacts DIR")?;
-    Ok(cache.join("appliance/artifacts"))
+fn artifacts(settings: &Resolved) -> anyhow::Result<Artifacts> {
+    match &settings.artifacts {
+        Some(artifacts) => Ok(artifacts.clone()),
+        None => Ok(Artifacts::of_user()?),
+    }
 }
 
 /// What is set once SIGINT or SIGTERM has come.

@@ -28,7 +28,7 @@ use crate::neff::{Header, HeaderError};
 
 mod store;
 
-pub use store::{Need, Store, StoreError};
+pub use store::{Bring, Need, Store, StoreError};
 
 /// The format of [`Manifest`]: raised whenever an older reader would misunderstand it.
 pub const FORMAT: u32 = 1;

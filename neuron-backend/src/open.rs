@@ -134,6 +134,14 @@ impl OpenError {
         }
     }
 
+    /// The arguments of the command that makes the bundle which is missing, if that is all that is wrong.
+    pub fn unprepared(&self) -> Option<&[String]> {
+        match self {
+            Self::Store(StoreError::Absent { arguments, .. }) => Some(arguments),
+            _ => None,
+        }
+    }
+
     /// Whether it is the device that failed, rather than what it was asked for: another start may find
     /// it well.
     pub fn is_of_device(&self) -> bool {

@@ -6,5 +6,6 @@ mod alone;
 mod doctor;
 mod faults;
 mod nrt;
+mod objects;
 mod prepare;
 mod served;

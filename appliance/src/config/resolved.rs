@@ -14,6 +14,7 @@ use super::value::{
 };
 use crate::access::Money;
 use crate::access::keys::Keys;
+use crate::artifacts::Artifacts;
 use crate::source::{HubModel, Source};
 
 /// What the environment variables of settings begin with.
@@ -126,8 +127,10 @@ settings! {
     Model backend: Backend, "backend" = "auto";
     /// How many copies of the model serve side by side, each on an equal part of the device and with a KV cache of its own.
     Model replicas: NonZeroU32, "replicas" = "1";
-    /// Where the neuron backend finds what appliance prepare compiled: a directory. Only that backend needs it.
-    Model artifacts: Option<PathBuf>, "artifacts" = "auto";
+    /// Where the neuron backend finds what appliance prepare compiled: a directory or s3://BUCKET/PREFIX. Only that backend needs it.
+    Model artifacts: Option<Artifacts>, "artifacts" = "auto";
+    /// Compile what artifacts lacks as the model is opened, with the command that the refusal would name. It takes minutes to hours, and neuronx-cc.
+    Model prepare_on_boot: bool, "prepare-on-boot" = "false";
     /// How long a step of the device may take before it counts as hung and the server ends: never less than ten times what steps take.
     Model device_timeout: Duration, "device-timeout" = "30s";
     /// The number format of the weights; auto is what suits the device. fp8 and int8 need a device that has them.

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 
+use crate::artifacts::Artifacts;
 use crate::source::Source;
 
 /// How the values of a type are written.
@@ -74,6 +75,17 @@ parsed! {
     u64: "NUMBER", "a whole number from 0";
     NonZeroU32: "NUMBER", "a whole number from 1 to 4294967295";
     Source: "SOURCE", "a directory, hf://ORGANISATION/NAME[@REVISION] or s3://BUCKET/PREFIX";
+}
+
+impl Value for Artifacts {
+    const FORM: Form = Form::plain(
+        "DIR|s3://BUCKET/PREFIX",
+        "a directory, file:///DIR or s3://BUCKET/PREFIX",
+    );
+
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
 }
 
 impl Value for String {

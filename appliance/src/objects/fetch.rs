@@ -23,6 +23,9 @@ const FIRST_LOOK: Duration = Duration::from_secs(10);
 /// this in all was in vain.
 const SLOWEST: u64 = 64 << 10;
 
+/// The most bytes of an object that is read into memory: a NEFF of a large module has some 100 MB.
+const LARGE: u64 = 2 << 30;
+
 /// An object of the store, as it was when it was opened.
 pub struct Object {
     objects: Objects,
@@ -63,7 +66,15 @@ impl Object {
         format!("s3://{}/{}", self.bucket, self.key)
     }
 
-    /// All of its bytes.
+    /// All of its bytes, of which there are few enough to be in memory at once.
+    ///
+    /// # Errors
+    /// They cannot be had.
+    pub fn bytes(&self) -> Result<Vec<u8>, ObjectError> {
+        self.whole(LARGE)
+    }
+
+    /// The same, with another limit.
     pub(super) fn whole(&self, limit: u64) -> Result<Vec<u8>, ObjectError> {
         let (url, len) = (self.url(), self.len);
         if len > limit {

@@ -1,9 +1,10 @@
 //! Where bundles are kept, and which of them runs a model on a device.
 
+use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::sync::Arc;
 
 use engine::Demand;
 use graph::{Form, KvFormat, Target, WeightFormat};
@@ -31,31 +32,42 @@ const NEFF: &str = "module.neff";
 const HLO: &str = "graph.hlo";
 
 /// A directory of bundles. Many processes may read it; one at a time prepares in it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Debug)]
 pub struct Store {
     root: PathBuf,
+    elsewhere: Option<Elsewhere>,
+}
+
+/// Where the bundles really are, of which the root holds what was needed of them.
+#[derive(Clone)]
+struct Elsewhere {
+    called: String,
+    bring: Arc<Bring>,
+}
+
+/// Puts the file `BUNDLE/NAME` of a store that is elsewhere at a path of this host.
+pub type Bring = dyn Fn(&Path, &Path) -> io::Result<()> + Send + Sync;
+
+impl fmt::Debug for Elsewhere {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.called)
+    }
 }
 
 /// Why there is no store or no bundle.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The text names no store.
-    #[error("{text:?} is no store of bundles: {why}")]
-    Parse {
-        /// The text.
-        text: String,
-        /// What is wrong with it.
-        why: &'static str,
-    },
     /// No bundle runs the model on the device.
-    #[error("{} holds no bundle for this model and device: {why}; to make one: {command}", root.display())]
+    #[error("{store} holds no bundle for this model and device: {why}; to make one: {command}")]
     Absent {
         /// The store.
-        root: PathBuf,
+        store: String,
         /// Why each that is there is none.
         why: String,
         /// What makes one.
         command: String,
+        /// The arguments of that command.
+        arguments: Vec<String>,
     },
     /// The bundle cannot be used.
     #[error(transparent)]
@@ -87,7 +99,23 @@ pub struct Need<'a> {
 impl Store {
     /// The store in this directory, which need not be there yet.
     pub fn new(root: PathBuf) -> Self {
-        Self { root }
+        let elsewhere = None;
+        Self { root, elsewhere }
+    }
+
+    /// A store that is elsewhere and called so. `root` is a directory for copies, which has the manifests
+    /// of all its bundles already; `bring` brings their other files once one is chosen.
+    pub fn copy_of(called: String, root: PathBuf, bring: Arc<Bring>) -> Self {
+        let elsewhere = Some(Elsewhere { called, bring });
+        Self { root, elsewhere }
+    }
+
+    /// What it is called: its directory, unless it is elsewhere.
+    pub fn name(&self) -> String {
+        match &self.elsewhere {
+            Some(elsewhere) => elsewhere.called.clone(),
+            None => self.root.display().to_string(),
+        }
     }
 
     /// Its directory.
@@ -120,12 +148,43 @@ impl Store {
                 why.push("it holds none at all".to_owned());
             }
             return Err(StoreError::Absent {
-                root: self.root.clone(),
+                store: self.name(),
                 why: why.join("; "),
-                command: need.command(&self.root),
+                command: need.command(&self.name()),
+                arguments: need.arguments(&self.name()),
             });
         };
+        self.complete(directory)?;
         Ok(Bundle::open(directory)?)
+    }
+
+    /// Brings the files of a bundle that are not here, or are not what its manifest says.
+    fn complete(&self, directory: &Path) -> Result<(), ArtifactError> {
+        let Some(elsewhere) = &self.elsewhere else {
+            return Ok(());
+        };
+        let bundle = Bundle {
+            directory: directory.to_owned(),
+            manifest: read_manifest(directory)?,
+        };
+        for module in &bundle.manifest.modules {
+            let Compiled { neff, hlo, .. } = &module.compiled;
+            for (path, expected) in [
+                (bundle.neff(module.bucket), neff),
+                (bundle.hlo(module.bucket), hlo),
+            ] {
+                if digest_of_file(&path).is_ok_and(|found| found == *expected) {
+                    continue;
+                }
+                let name = path.strip_prefix(&self.root).unwrap_or(&path);
+                (elsewhere.bring)(name, &path).map_err(|why| ArtifactError::Read {
+                    path: Path::new(&elsewhere.called).join(name),
+                    why,
+                    command: bundle.command(),
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// Directories that hold a manifest, by name.
@@ -246,34 +305,6 @@ impl Store {
     }
 }
 
-impl FromStr for Store {
-    type Err = StoreError;
-
-    /// A directory, or `file://` and its absolute path.
-    fn from_str(text: &str) -> Result<Self, StoreError> {
-        let wrong = |why| StoreError::Parse {
-            text: text.to_owned(),
-            why,
-        };
-        let path = match text.split_once("://") {
-            None => text,
-            Some(("file", path)) if path.starts_with('/') => path,
-            Some(("file", _)) => return Err(wrong("after file:// comes an absolute path")),
-            Some(("s3", _)) => {
-                return Err(wrong(
-                    "s3:// comes with the host's part of the appliance; copy the bundles to a \
-                     directory (aws s3 sync) and name that",
-                ));
-            }
-            Some(_) => return Err(wrong("it is a directory or file:///PATH")),
-        };
-        match path {
-            "" => Err(wrong("it is empty")),
-            path => Ok(Self::new(path.into())),
-        }
-    }
-}
-
 /// A store that is prepared in.
 #[derive(Debug)]
 pub(crate) struct Lock {
@@ -330,31 +361,34 @@ impl Need<'_> {
     }
 
     /// What makes a bundle that would do.
-    fn command(&self, root: &Path) -> String {
+    fn command(&self, store: &str) -> String {
+        format!("appliance {}", self.arguments(store).join(" "))
+    }
+
+    /// The arguments of that command.
+    fn arguments(&self, store: &str) -> Vec<String> {
         let working = (1..=self.cores).rev();
         let ranks = working
             .filter(|ranks| ranks.is_power_of_two())
             .find(|ranks| graph::Cut::of(self.decoder, *ranks).is_ok());
-        let weights = self
-            .weights
-            .map(|format| format!(" --dtype {}", word(format)));
-        let kv = self
-            .kv
-            .map(|format| format!(" --kv-dtype {}", format.name()));
-        format!(
-            "appliance prepare --backend neuron --model {} --target {} --lnc {} --tp {}{}{} \
-             --max-context {} --max-running {} --step-tokens {} --artifacts {}",
-            self.source,
-            self.target,
-            self.lnc,
-            ranks.unwrap_or(1),
-            weights.unwrap_or_default(),
-            kv.unwrap_or_default(),
-            self.demand.context,
-            self.demand.rows,
-            self.demand.step_tokens,
-            root.display()
-        )
+        let mut arguments = vec!["prepare".to_owned()];
+        let mut flag = |name: &str, value: String| arguments.extend([format!("--{name}"), value]);
+        flag("backend", "neuron".to_owned());
+        flag("model", self.source.to_owned());
+        flag("target", self.target.to_string());
+        flag("lnc", self.lnc.to_string());
+        flag("tp", ranks.unwrap_or(1).to_string());
+        if let Some(format) = self.weights {
+            flag("dtype", word(format).to_owned());
+        }
+        if let Some(format) = self.kv {
+            flag("kv-dtype", format.name().to_owned());
+        }
+        flag("max-context", self.demand.context.to_string());
+        flag("max-running", self.demand.rows.to_string());
+        flag("step-tokens", self.demand.step_tokens.to_string());
+        flag("artifacts", store.to_owned());
+        arguments
     }
 }
 

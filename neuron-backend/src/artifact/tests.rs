@@ -348,19 +348,58 @@ fn what_comes_in_as_data_is_no_fact_of_a_module() {
 }
 
 #[test]
-fn stores_are_directories() {
-    let root = |text: &str| text.parse::<Store>().map(|store| store.root().to_owned());
-    assert_eq!(root("a/b").unwrap(), Path::new("a/b"));
-    assert_eq!(root("file:///a/b").unwrap(), Path::new("/a/b"));
-    for (text, why) in [
-        ("s3://bucket/a", "aws s3 sync"),
-        ("file://a", "absolute"),
-        ("http://a", "a directory or file:///PATH"),
-        ("", "empty"),
-    ] {
-        let error = root(text).unwrap_err().to_string();
-        assert!(error.contains(why), "{error}");
-    }
+fn a_store_that_is_elsewhere_brings_what_it_lacks() {
+    let shelf = Shelf::new(&[(1, 128, 4)]);
+    let there = shelf.store.root().to_owned();
+    let key = shelf.bundles[0].manifest().key.clone();
+    let dir = tempfile::tempdir().unwrap();
+    let here = dir.path().join("copy");
+    fs::create_dir_all(here.join(&key)).unwrap();
+    fs::copy(
+        there.join(&key).join(MANIFEST),
+        here.join(&key).join(MANIFEST),
+    )
+    .unwrap();
+    let brought = std::sync::Arc::new(std::sync::Mutex::new(0));
+    let count = std::sync::Arc::clone(&brought);
+    let bring = move |name: &Path, to: &Path| {
+        *count.lock().unwrap() += 1;
+        fs::copy(there.join(name), to).map(drop)
+    };
+    let store = Store::copy_of(
+        "s3://bucket/a".to_owned(),
+        here.clone(),
+        std::sync::Arc::new(bring),
+    );
+    let (decoder, demand) = (decoder(), demand());
+    let need = Need {
+        source: "./m",
+        decoder: &decoder,
+        target: Target::Inf2,
+        lnc: 1,
+        cores: 2,
+        weights: None,
+        kv: None,
+        demand: &demand,
+    };
+    let files = || *brought.lock().unwrap();
+    let bundle = store.find(&need).unwrap();
+    assert_eq!(bundle.directory(), here.join(&key));
+    assert_eq!(files(), 2, "the NEFF and the HLO");
+    store.find(&need).unwrap();
+    assert_eq!(files(), 2, "what is here is not brought again");
+    fs::write(bundle.neff(decode(4)), "torn").unwrap();
+    store.find(&need).unwrap();
+    assert_eq!(files(), 3, "what is damaged is");
+    let refused = store
+        .find(&Need { cores: 0, ..need })
+        .unwrap_err()
+        .to_string();
+    assert!(
+        refused.starts_with("s3://bucket/a holds no bundle"),
+        "{refused}"
+    );
+    assert!(refused.ends_with("--artifacts s3://bucket/a"), "{refused}");
 }
 
 #[test]
