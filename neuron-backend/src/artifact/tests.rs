@@ -349,7 +349,7 @@ fn what_comes_in_as_data_is_no_fact_of_a_module() {
 
 #[test]
 fn a_store_that_is_elsewhere_brings_what_it_lacks() {
-    let shelf = Shelf::new(&[(1, 128, 4)]);
+    let shelf = Shelf::new(&[(128, 1, 4)]);
     let there = shelf.store.root().to_owned();
     let key = shelf.bundles[0].manifest().key.clone();
     let dir = tempfile::tempdir().unwrap();
