@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use neuron_backend::artifact::{Bundle, MANIFEST, Store};
 
+use crate::golden;
 use crate::objects::{Listed, Object, ObjectError, Objects, Prefix};
 
 /// Where bundles are.
@@ -106,8 +107,9 @@ impl Artifacts {
             listed => listed?,
         };
         forget(&root).map_err(|why| local(&root, why))?;
-        for manifest in listed.iter().filter(|one| is_manifest(&one.name)) {
-            copy(&objects, prefix, manifest, &root.join(&manifest.name))
+        let wanted = |listed: &&Listed| is_manifest(&listed.name) || is_golden(&listed.name);
+        for listed in listed.iter().filter(wanted) {
+            copy(&objects, prefix, listed, &root.join(&listed.name))
                 .map_err(|why| local(&root, why))?;
         }
         let place = prefix.clone();
@@ -117,6 +119,20 @@ impl Artifacts {
             copy(&objects, &place, listed, to)
         };
         Ok(Store::copy_of(self.to_string(), root, Arc::new(bring)))
+    }
+
+    /// Stores golden answers that were put into [`Artifacts::directory`].
+    ///
+    /// # Errors
+    /// They cannot be stored.
+    pub fn keep_golden(&self, file: &Path) -> Result<(), ArtifactsError> {
+        let Self::Objects(prefix) = self else {
+            return Ok(());
+        };
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        let under = prefix.under(golden::DIRECTORY);
+        Objects::open()?.put_file(&under, &name, file, &|_| ())?;
+        Ok(())
     }
 
     /// Stores a bundle that was prepared in [`Artifacts::directory`], its manifest last.
@@ -150,6 +166,15 @@ fn is_manifest(name: &str) -> bool {
             rest == MANIFEST && is_key && !bundle.is_empty()
         }
     }
+}
+
+/// Whether these are golden answers.
+fn is_golden(name: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let name = name
+        .strip_prefix(golden::DIRECTORY)
+        .and_then(|rest| rest.strip_prefix('/'));
+    name.is_some_and(|name| !name.starts_with('.') && name.bytes().all(is_plain))
 }
 
 /// Removes the manifests of copies: which bundles there are is asked for each time. What else there is of

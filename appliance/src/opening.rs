@@ -214,6 +214,8 @@ fn load(
     };
     let limits = limits(settings, &demand, &profile);
     let context = limits.context;
+    let artifacts = settings.artifacts.as_ref();
+    let artifacts = artifacts.and_then(|artifacts| artifacts.directory().ok());
     let golden = golden::find(&golden::Opened {
         self_test: settings.self_test,
         precision: settings.dtype,
@@ -222,7 +224,7 @@ fn load(
         decoder: &decoder,
         weights: &weights,
         tokenizer: &tokenizer,
-        artifacts: settings.artifacts.as_deref(),
+        artifacts: artifacts.as_deref(),
         state: StateDir::new(settings.state_dir.as_deref()).as_ref(),
         context,
         on_processor: driver.is_reference(),

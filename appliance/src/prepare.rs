@@ -161,15 +161,18 @@ impl Prepare {
         let mut progress = Progress::new()?;
         let bundle = neuron_backend::prepare(&request, &mut |event| progress.show(&event))?;
         progress.bar.finish_and_clear();
-        artifacts.keep(&bundle)?;
         println!("bundle: {}", bundle.directory().display());
         match golden::keep_prepared(request.store.root(), &source, &found, &decoder) {
-            Ok(file) => println!("golden answers for the self-test: {}", file.display()),
+            Ok(file) => {
+                artifacts.keep_golden(&file)?;
+                println!("golden answers for the self-test: {}", file.display());
+            }
             Err(error) => eprintln!(
                 "no golden answers for the self-test ({error:#}): what the device computes will not be proven; \
                  prepare on a host with memory for the whole model to have them"
             ),
         }
+        artifacts.keep(&bundle)?;
         println!(
             "to serve it: appliance serve --model {} --backend neuron --artifacts {}",
             word(&source),

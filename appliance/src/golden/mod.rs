@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use self::answers::TOKENS;
 pub use self::compare::{Mismatch, Tolerance};
+pub(crate) use self::places::DIRECTORY;
 pub use self::places::{Opened, find, keep_prepared, key_of_prepared};
 pub use self::record::{Case, Record, RecordError};
 

@@ -25,7 +25,7 @@ use crate::text::Tokenizer;
 const OF_MODEL: &str = "appliance-golden.json";
 
 /// The directory of answers, in the state directory and beside compiled modules.
-const DIRECTORY: &str = "golden";
+pub(crate) const DIRECTORY: &str = "golden";
 
 /// The largest checkpoint that the processor answers for while an instance starts: a few seconds, and
 /// memory that the host has. Larger ones are answered for by `appliance prepare`.
