@@ -315,8 +315,8 @@ fn moto_reads_back_what_was_told() {
         let answer = moto.query("monitoring", &fields);
         let tag = format!("<{statistic}>");
         let values = answer.split(&tag).skip(1);
-        let values = values.map(|rest| rest.split('<').next().unwrap().parse::<f64>());
-        values.map(Result::unwrap).sum()
+        let values = values.map(|rest| rest.split('<').next().unwrap_or_default().parse::<f64>());
+        values.map(|value| value.expect("a number")).sum()
     };
     assert_eq!(statistics("TokensOut", "Sum"), f64::from(4 * TOKENS));
     assert_eq!(statistics("TimeToFirstToken", "SampleCount"), 4.0);
@@ -339,7 +339,7 @@ fn form(data: &[Datum]) -> Vec<(String, String)> {
         put("Unit", datum.unit.clone());
         #[expect(clippy::cast_possible_truncation, reason = "a time of today")]
         let time = jiff::Timestamp::from_millisecond((datum.time * 1000.0) as i64);
-        put("Timestamp", time.unwrap().to_string());
+        put("Timestamp", time.expect("a time").to_string());
         for (number, (name, value)) in (1..).zip(&datum.dimensions) {
             put(&format!("Dimensions.member.{number}.Name"), name.clone());
             put(&format!("Dimensions.member.{number}.Value"), value.clone());

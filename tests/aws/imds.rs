@@ -1,9 +1,12 @@
 //! The fake metadata service is as strict as the real one.
 
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
-use appliance_tests::aws::{Account, GROUP, INSTANCE, Imds, Keys, Manner};
-use appliance_tests::{Connection, Request, Response, eventually};
+use appliance_tests::aws::namespace::{Container, alone};
+use appliance_tests::aws::{Account, GROUP, INSTANCE, Imds, Keys, Manner, REAL};
+use appliance_tests::{Connection, Model, Request, Response, Server, eventually};
 
 use crate::exchange;
 
@@ -178,4 +181,55 @@ fn an_account_joins_its_group_when_it_is_launched() {
     assert_eq!(group, GROUP);
     account.autoscaling.terminate();
     assert_eq!(read(&account.imds, state), "Terminated");
+}
+
+#[test]
+fn the_server_finds_the_service_at_its_real_address() {
+    alone(
+        "imds::the_server_finds_the_service_at_its_real_address",
+        || {
+            let account =
+                Account::open_at_real_address().expect("the address of a network of its own");
+            account.autoscaling.launch();
+            let flags = ["--cloudwatch-interval", "200ms"];
+            let _server = Server::start_with(&account.environment(), &Model::chain(), &flags);
+            eventually("CloudWatch is told of the group", || {
+                let told = account.cloudwatch.data("Running");
+                told.iter()
+                    .any(|datum| datum.dimension("AutoScalingGroupName") == Some(GROUP))
+            });
+            assert!(account.imds.tokens() >= 1);
+        },
+    );
+}
+
+#[test]
+fn a_token_goes_no_further_than_the_hop_limit() {
+    alone("imds::a_token_goes_no_further_than_the_hop_limit", || {
+        let imds = Imds::start_at_real_address(&Keys::default()).expect("the address");
+        let container = Container::behind_a_host().expect("networks, one behind the other");
+        assert!(container.on_the_host(token_arrives), "one hop");
+        assert!(
+            !container.inside(token_arrives),
+            "two hops, and one is allowed"
+        );
+        imds.hop_limit(2);
+        assert!(
+            container.inside(token_arrives),
+            "two hops, and two are allowed"
+        );
+    });
+}
+
+/// Whether the answer to who asks for a token comes. One that does not is waited for for a while.
+fn token_arrives() -> bool {
+    let mut stream =
+        TcpStream::connect(SocketAddr::from(REAL)).expect("packets get there and back");
+    let patience = Duration::from_secs(2);
+    stream.set_read_timeout(Some(patience)).expect("a bound");
+    let request = Request::new("PUT", "/latest/api/token").header(TTL, "60");
+    stream
+        .write_all(&request.bytes())
+        .expect("the request is sent");
+    matches!(stream.read(&mut [0; 64]), Ok(read) if read > 0)
 }

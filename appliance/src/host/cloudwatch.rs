@@ -330,7 +330,7 @@ fn datum(sample: &Sample, dimensions: Vec<Dimension>, now: SystemTime) -> Metric
         .unit(sample.measure.unit.clone())
         .set_storage_resolution(sample.measure.fine.then_some(1));
     match sample.values[..] {
-        [(value, count)] if count == 1.0 => datum.value(value),
+        [(value, 1.0)] => datum.value(value),
         ref many => many.iter().fold(datum, |datum, (value, count)| {
             datum.values(*value).counts(*count)
         }),

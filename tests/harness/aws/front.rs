@@ -17,6 +17,9 @@ use crate::http::{Body, Framing, crlf_line};
 /// The longest body that is read: more than any service takes at once.
 const LONGEST: usize = 512 << 20;
 
+/// How many hops packets last.
+const USUAL_HOPS: u32 = 64;
+
 /// How a service behaves towards whoever asks.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Manner {
@@ -360,18 +363,10 @@ impl Shared {
             bytes.extend_from_slice(&reply.body);
         }
         let socket = SockRef::from(&*writer);
-        let usual = match reply.hops {
-            Some(hops) => {
-                let usual = socket.ttl_v4()?;
-                socket.set_ttl_v4(hops)?;
-                Some(usual)
-            }
-            None => None,
-        };
+        // For as long as the answer is on its way: it may have to be sent again.
+        socket.set_ttl_v4(reply.hops.unwrap_or(USUAL_HOPS))?;
         let mut sent = &*socket;
-        let written = sent.write_all(&bytes);
-        usual.map_or(Ok(()), |usual| socket.set_ttl_v4(usual))?;
-        written
+        sent.write_all(&bytes)
     }
 }
 

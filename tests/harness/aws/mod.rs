@@ -10,6 +10,7 @@ mod front;
 mod imds;
 mod keys;
 mod moto;
+pub mod namespace;
 mod refusal;
 mod s3;
 
@@ -59,6 +60,20 @@ impl Account {
     pub fn open() -> Self {
         let keys = Keys::default();
         let imds = Imds::start(&keys);
+        Self::of(keys, imds)
+    }
+
+    /// The same with the metadata service at its real address: for a test in a network of its own.
+    ///
+    /// # Errors
+    /// The host has no such address.
+    pub fn open_at_real_address() -> std::io::Result<Self> {
+        let keys = Keys::default();
+        let imds = Imds::start_at_real_address(&keys)?;
+        Ok(Self::of(keys, imds))
+    }
+
+    fn of(keys: Keys, imds: Imds) -> Self {
         Self {
             autoscaling: AutoScaling::start(&keys, &imds),
             cloudwatch: CloudWatch::start(&keys),
