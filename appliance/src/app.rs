@@ -20,13 +20,15 @@ use crate::drivers::{self, DriverError};
 use crate::follow::{Reload, Sources, SourcesError, Unread, Wanted};
 use crate::health::{Health, Phase};
 use crate::host::cloudwatch::CloudWatch;
-use crate::host::door::Door;
+use crate::host::door::{self, Door};
+use crate::host::lifecycle::{Leave, Life};
 use crate::host::{AccountError, systemd};
 use crate::http::{self, Tls, TlsError};
 use crate::log;
 use crate::metrics::Metrics;
 use crate::opening::{self, LoadError, Opened, Place, Progress};
 use crate::served::Served;
+use crate::starts::Starts;
 use crate::status::Board;
 use crate::swap::{Failed, Swap};
 
@@ -113,6 +115,11 @@ impl Failure {
         matches!(self, Self::Model { why, .. } if why.is_of_device())
     }
 
+    /// Whether another start may go better as things are: the device or the host failed, not the model.
+    fn may_pass(&self) -> bool {
+        self.is_of_device() || self.environment().is_some() || !matches!(self, Self::Model { .. })
+    }
+
     /// [`USAGE`] where starting again with the same settings is no use, 70 where the device failed,
     /// 1 where the host may be better next time, or not all requests had finished.
     pub fn code(&self) -> ExitCode {
@@ -196,10 +203,13 @@ async fn run(flags: &Flags, door: &OnceLock<Door>) -> Result<(), Failure> {
     let (phase, view) = watch::channel(Phase::Loading("the settings are being read".to_owned()));
     let (ask, asked) = mpsc::channel(RELOADS);
     let metrics = Metrics::new();
+    let settings = Live::new(early.clone());
+    let life = Life::begin(sources.account.as_ref(), &settings).await;
     let server = Server {
+        life,
         address,
         access: Access::open(&early, metrics.clone())?,
-        settings: Live::new(early.clone()),
+        settings,
         level,
         phase,
         metrics,
@@ -210,9 +220,12 @@ async fn run(flags: &Flags, door: &OnceLock<Door>) -> Result<(), Failure> {
     tokio::spawn(server.metrics.clone().keep_rendered());
     tokio::spawn(server.access.clone().follow(server.settings.clone()));
     server.keep_status_written();
-    systemd::attend(Health::new(view.clone()));
+    let health = Health::new(view, server.life.duty());
+    systemd::attend(health.clone());
+    server.life.keep(health.clone());
+    server.report_bad_starts().await;
     let context = api::Context {
-        health: Health::new(view),
+        health,
         metrics: server.metrics.clone(),
         settings: server.settings.clone(),
         access: server.access.clone(),
@@ -235,17 +248,31 @@ async fn run(flags: &Flags, door: &OnceLock<Door>) -> Result<(), Failure> {
         first = server.sources.first(&waiting, &server.board) => {
             server.follow(first?, asked)
         }
-        () = signals.next() => return Ok(()),
+        leave = server.life.leave() => return Ok(server.end(Some(leave)).await),
+        () = signals.next() => return Ok(server.end(None).await),
     };
     let opened = tokio::select! {
-        opened = server.open(&mut wanted) => opened?,
-        () = signals.next() => return Ok(()),
+        opened = server.open(&mut wanted) => opened,
+        leave = server.life.leave() => return Ok(server.end(Some(leave)).await),
+        () = signals.next() => return Ok(server.end(None).await),
+    };
+    let opened = match opened {
+        Ok(opened) => opened,
+        Err(failure) => {
+            if !failure.may_pass() {
+                server.life.abandon(&failure.to_string()).await;
+            }
+            return Err(failure);
+        }
     };
     server.announce(&opened.served, start.elapsed());
     let ended = server.serve(opened, wanted, http, signals).await;
     server.access.flush();
     if let Some(cloudwatch) = cloudwatch {
         cloudwatch.flush().await;
+    }
+    if ended.is_ok() {
+        server.end(None).await;
     }
     ended
 }
@@ -259,6 +286,7 @@ const OWED: Duration = Duration::from_mins(5);
 /// A server's life: what it is made of, and what it is told.
 #[derive(Debug)]
 struct Server {
+    life: Life,
     address: SocketAddr,
     access: Access,
     settings: Live,
@@ -294,6 +322,29 @@ impl Server {
         let account = self.sources.account.as_ref()?;
         let (settings, metrics) = (self.settings.clone(), self.metrics.clone());
         Some(CloudWatch::start(account, settings, metrics))
+    }
+
+    /// An instance on which the program ends badly again and again is replaced by its group.
+    async fn report_bad_starts(&self) {
+        let limit = self.settings.now().unhealthy_after.get();
+        let Some(state) = self.sources.state().filter(|_| !door::is_started_again()) else {
+            return;
+        };
+        if let Some(bad) = Starts::begin(state, limit) {
+            let why = format!("the program has ended badly {bad} times within ten minutes");
+            self.life.unhealthy(&why).await;
+        }
+    }
+
+    /// The server ends as it should: whoever waits for that is told, last of all.
+    async fn end(&self, before_ready: Option<Leave>) {
+        if let Some(leave) = before_ready {
+            tracing::warn!("{leave} before the model is ready");
+        }
+        if let Some(state) = self.sources.state() {
+            Starts::end(state);
+        }
+        self.life.gone().await;
     }
 
     /// Has the settings followed from `first` on.
@@ -375,6 +426,7 @@ impl Server {
             }
             tracing::error!("{why}; waiting for other settings");
             self.waiting().say(&why.to_string());
+            self.life.abandon(&why.to_string()).await;
             if wanted.changed().await.is_err() {
                 return Err(why);
             }
@@ -427,7 +479,8 @@ impl Server {
                     let ended_alone = || Lost(engine::Cause("the engine ended".to_owned()));
                     return self.fail(ended.err().unwrap_or_else(ended_alone), &ending, http).await;
                 }
-                () = signals.next() => return self.drain(current, http, signals).await,
+                () = signals.next() => return self.drain(current, None, http, signals).await,
+                leave = self.life.leave() => return self.drain(current, Some(leave), http, signals).await,
                 Ok(()) = wanted.changed() => {}
                 () = tokio::time::sleep(OWED), if owed => {}
             }
@@ -445,7 +498,8 @@ impl Server {
             tracing::info!(changes = changes.join(", "), "the model is being changed");
             let swapped = tokio::select! {
                 swapped = self.swap(&mut current, &applied, &new) => swapped,
-                () = signals.next() => return self.drain(current, http, signals).await,
+                () = signals.next() => return self.drain(current, None, http, signals).await,
+                leave = self.life.leave() => return self.drain(current, Some(leave), http, signals).await,
                 Err(lost) = ending.ended() => return self.fail(lost, &ending, http).await,
             };
             match swapped {
@@ -506,10 +560,12 @@ impl Server {
         Err(lost.into())
     }
 
-    /// Lets what runs finish, then closes.
+    /// Lets what runs finish, then closes. If the instance is to `leave`, whoever sends requests here is given
+    /// the time to notice first.
     async fn drain(
         &self,
         current: Option<Opened>,
+        leave: Option<Leave>,
         http: http::Server,
         mut signals: Signals,
     ) -> Result<(), Failure> {
@@ -518,7 +574,23 @@ impl Server {
         let Some(Opened { served, dispatch }) = current else {
             return Ok(());
         };
-        let (ending, grace) = (dispatch.ending(), self.settings.now().grace);
+        let (ending, settings) = (dispatch.ending(), self.settings.now());
+        let mut grace = settings.grace;
+        if let Some(leave) = leave {
+            let (delay, left) = leave.times(&settings);
+            grace = left;
+            let (delay_s, grace_s) = (delay.as_secs(), grace.as_secs());
+            tracing::warn!(
+                delay_s,
+                grace_s,
+                "{leave}: not ready any more, and still serving for a while"
+            );
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = signals.next() => {}
+                Err(lost) = ending.ended() => return self.fail(lost, &ending, http).await,
+            }
+        }
         let drained = drain::drain(served, &ending, &self.phase, http, grace, &mut signals).await;
         drained.map_err(|cut| match cut {
             Cut::Lost(lost) => lost.into(),

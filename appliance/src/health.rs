@@ -21,6 +21,8 @@ pub enum Phase {
     Waiting(String),
     /// The model has produced a token and takes requests.
     Ready(Arc<Served>),
+    /// The model has proven itself, and its instance waits in a warm pool: no requests are taken.
+    Warm(Arc<Served>),
     /// The server is about to end: running requests finish, new ones are refused.
     Draining(Option<Arc<Served>>),
     /// The model failed to load or its device is lost; the text says why.
@@ -29,30 +31,59 @@ pub enum Phase {
 
 /// The phase, written by the server's life and read by whoever answers.
 #[derive(Clone, Debug)]
-pub struct Health(watch::Receiver<Phase>);
+pub struct Health {
+    phase: watch::Receiver<Phase>,
+    duty: watch::Receiver<Duty>,
+}
+
+/// What a server that could serve is to do, by where its instance is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Duty {
+    /// Serve.
+    #[default]
+    Serve,
+    /// Wait in a warm pool.
+    StandBy,
+    /// Serve who comes, and say that nobody should: the instance is about to be taken away.
+    Leave,
+}
 
 impl Health {
     /// A view on the phase.
-    pub fn new(phase: watch::Receiver<Phase>) -> Self {
-        Self(phase)
+    pub fn new(phase: watch::Receiver<Phase>, duty: watch::Receiver<Duty>) -> Self {
+        Self { phase, duty }
     }
 
     /// The phase now.
     pub fn phase(&self) -> Phase {
-        self.0.borrow().clone()
+        let phase = self.phase.borrow().clone();
+        match (phase, *self.duty.borrow()) {
+            (Phase::Ready(served), Duty::StandBy) => Phase::Warm(served),
+            (phase, _) => phase,
+        }
     }
 
     /// Waits until the phase has changed; false if it never will again.
     pub async fn changed(&mut self) -> bool {
-        self.0.changed().await.is_ok()
+        tokio::select! {
+            changed = self.phase.changed() => changed.is_ok(),
+            Ok(()) = self.duty.changed() => true,
+        }
+    }
+
+    /// Whether nobody should send requests here, though who does is served.
+    pub fn is_leaving(&self) -> bool {
+        *self.duty.borrow() == Duty::Leave
     }
 
     /// Whether the process makes progress: false when an engine has work in flight and no step of it has
     /// landed for [`FROZEN`], and when a device is lost.
     pub fn live(&self) -> bool {
-        match &*self.0.borrow() {
+        match &*self.phase.borrow() {
             Phase::Loading(_) | Phase::Waiting(_) | Phase::Draining(None) => true,
-            Phase::Ready(served) | Phase::Draining(Some(served)) => live(&served.pulses),
+            Phase::Ready(served) | Phase::Warm(served) | Phase::Draining(Some(served)) => {
+                live(&served.pulses)
+            }
             Phase::Failed(_) => false,
         }
     }

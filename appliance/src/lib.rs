@@ -31,6 +31,7 @@ pub mod pull;
 pub mod served;
 pub mod source;
 mod stamp;
+mod starts;
 mod state;
 mod status;
 mod swap;

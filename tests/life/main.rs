@@ -2,4 +2,5 @@
 //! must prove, and what Auto Scaling asks for.
 
 mod golden;
+mod instance;
 mod systemd;

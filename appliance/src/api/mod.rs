@@ -137,6 +137,10 @@ impl Api {
                 format!("The model is not ready: {what}."),
                 2,
             )),
+            Phase::Warm(_) => Err(ApiError::unavailable(
+                "The instance waits in a warm pool.",
+                5,
+            )),
             Phase::Draining(_) => Err(ApiError::unavailable("The server is shutting down.", 5)),
             Phase::Waiting(why) | Phase::Failed(why) => Err(ApiError::unavailable(
                 format!("The server has no model: {why}."),
@@ -148,7 +152,7 @@ impl Api {
     /// The model, whether or not requests are taken.
     fn loaded(&self) -> Option<Arc<Served>> {
         match self.context.health.phase() {
-            Phase::Ready(served) => Some(served),
+            Phase::Ready(served) | Phase::Warm(served) => Some(served),
             Phase::Draining(served) => served,
             Phase::Loading(_) | Phase::Waiting(_) | Phase::Failed(_) => None,
         }

@@ -33,6 +33,12 @@ pub(super) async fn health(State(api): State<Arc<Api>>) -> impl IntoResponse {
             "stalled",
             "no step of the device has ended for too long".into(),
         ),
+        Phase::Ready(_) if health.is_leaving() => status(
+            down,
+            "draining",
+            "the instance is about to be taken away".into(),
+        ),
+        Phase::Warm(_) => status(down, "warm", "the instance waits in a warm pool".into()),
         Phase::Ready(_) => status(StatusCode::OK, "ready", String::new()),
         Phase::Loading(what) => status(down, "loading", what),
         Phase::Draining(_) => status(down, "draining", String::new()),

@@ -21,7 +21,7 @@ pub(crate) use sources::nearest_of;
 pub use sources::{Flags, HubFlags, Layer, Layers, LoadFlags};
 pub use value::{
     Backend, ByteSize, Cloud, Form, Isolation, KvPrecision, LogFormat, ParameterPath, Precision,
-    RequestFilter, Secret, SecretLines, SelfTest, ShedStatus, Value,
+    Rebalance, RequestFilter, Secret, SecretLines, SelfTest, ShedStatus, Value,
 };
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use tracing::level_filters::LevelFilter;
 use super::raw::{ConfigError, Origin, Raw};
 use super::value::{
     Backend, ByteSize, Cloud, Form, Isolation, KvPrecision, LogFormat, ParameterPath, Precision,
-    Price, RequestFilter, Secret, SecretLines, SelfTest, ShedStatus, Value as _,
+    Price, Rebalance, RequestFilter, Secret, SecretLines, SelfTest, ShedStatus, Value as _,
 };
 use crate::access::Money;
 use crate::access::keys::Keys;
@@ -175,6 +175,16 @@ settings! {
     Live admin_key: Option<Secret>, "admin-key" = "auto";
     /// How long running requests may go on after SIGTERM.
     Live grace: Duration, "grace" = "120s";
+    /// How long requests are still taken on once the instance is to be taken away, while readiness is off already and the load balancer notices.
+    Live deregistration_delay: Duration, "deregistration-delay" = "20s";
+    /// What a rebalance notice of EC2 comes to: drain turns readiness off, ignore does nothing.
+    Live rebalance: Rebalance, "rebalance" = "drain";
+    /// The group's lifecycle hook for launching; auto is its only one, or the one whose name holds appliance.
+    Start launch_hook: Option<String>, "launch-hook" = "auto";
+    /// The group's lifecycle hook for terminating; auto likewise.
+    Start terminate_hook: Option<String>, "terminate-hook" = "auto";
+    /// After how many starts that ended badly within ten minutes the instance is reported unhealthy to its Auto Scaling group.
+    Start unhealthy_after: NonZeroU32, "unhealthy-after" = "3";
     /// How long a request may take from its arrival to its last token.
     Model request_timeout: Duration, "request-timeout" = "10m";
     /// How long a connection may stay without a byte from the client while it owes a request.

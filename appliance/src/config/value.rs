@@ -350,6 +350,14 @@ choices! {
         Token = "token",
     }
 
+    /// What a notice of EC2 that the instance is likely to be taken away comes to.
+    Rebalance, "drain|ignore": {
+        /// The server is no longer ready; who asks all the same is served until the end comes.
+        Drain = "drain",
+        /// Nothing.
+        Ignore = "ignore",
+    }
+
     /// How log lines look.
     LogFormat, "human|json": {
         /// For a terminal.

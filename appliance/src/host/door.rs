@@ -116,9 +116,14 @@ impl Door {
     }
 }
 
+/// Whether the program has been started by itself.
+pub(crate) fn is_started_again() -> bool {
+    std::env::var_os(AGAIN).is_some()
+}
+
 /// The socket that the program left itself as it started again.
 fn handed() -> Option<TcpListener> {
-    std::env::var_os(AGAIN)?;
+    is_started_again().then_some(())?;
     listening(io::stdin().as_fd().try_clone_to_owned().ok()?)
 }
 

@@ -98,8 +98,13 @@ impl Attendant {
                     self.more_time_if(came_on || works);
                 }
             }
-            Phase::Ready(served) => {
-                self.status(&format!("serving {}", served.name));
+            Phase::Ready(served) | Phase::Warm(served) => {
+                let does = match self.health.phase() {
+                    Phase::Warm(_) => "warm, waiting to serve",
+                    _ if self.health.is_leaving() => "about to be taken away, still serving",
+                    _ => "serving",
+                };
+                self.status(&format!("{does} {}", served.name));
                 if self.told == Told::Nothing
                     && let Some(interval) = sd_notify::watchdog_enabled()
                 {
@@ -165,13 +170,14 @@ async fn feed(health: Health, interval: Duration) {
     loop {
         tokio::time::sleep(interval / 4).await;
         let proven = match health.phase() {
-            Phase::Ready(served) | Phase::Draining(Some(served)) => match steps.since_last(&served)
-            {
-                Since::Landed => true,
-                Since::Nothing => false,
-                // Not more often than it takes: it is work for the device.
-                Since::AtRest => fed.elapsed() >= interval * 7 / 16 && answers(&served).await,
-            },
+            Phase::Ready(served) | Phase::Warm(served) | Phase::Draining(Some(served)) => {
+                match steps.since_last(&served) {
+                    Since::Landed => true,
+                    Since::Nothing => false,
+                    // Not more often than it takes: it is work for the device.
+                    Since::AtRest => fed.elapsed() >= interval * 7 / 16 && answers(&served).await,
+                }
+            }
             Phase::Loading(_) => work.went_on(),
             Phase::Draining(None) | Phase::Waiting(_) => true,
             Phase::Failed(_) => false,
