@@ -187,8 +187,9 @@ impl Life {
             return;
         };
         let Some(hook) = &held.launching else { return };
-        tracing::error!(hook = hook.name, "the instance is given up: {why}");
-        finish(&held.group, hook, Outcome::Abandon).await;
+        if finish(&held.group, hook, Outcome::Abandon).await {
+            tracing::error!(hook = hook.name, "the instance is given up: {why}");
+        }
     }
 
     /// All is done: the instance may go.
@@ -430,8 +431,9 @@ async fn keep_launching(held: &Held, mut signs: watch::Receiver<Signs>, mut heal
                     }
                 },
                 Phase::Failed(why) => {
-                    tracing::error!(hook = hook.name, "the instance is given up: {why}");
-                    finish(&held.group, hook, Outcome::Abandon).await;
+                    if finish(&held.group, hook, Outcome::Abandon).await {
+                        tracing::error!(hook = hook.name, "the instance is given up: {why}");
+                    }
                     return;
                 }
                 Phase::Draining(_) => return,
@@ -492,31 +494,33 @@ async fn keep_terminating(held: &Held, mut signs: watch::Receiver<Signs>) {
     }
 }
 
-/// The last word to a hook, which is tried for a while.
-async fn finish(group: &Group, hook: &Hook, outcome: Outcome) {
+/// The last word to a hook, which is tried for a while; whether it held the instance until now.
+async fn finish(group: &Group, hook: &Hook, outcome: Outcome) -> bool {
     let tried = async {
         loop {
             match group.complete(hook, outcome).await {
                 Ok(()) => {
                     tracing::info!(hook = hook.name, ?outcome, "the hook is completed");
-                    return;
+                    return true;
                 }
                 Err(error) if error.may_pass() => tracing::warn!(hook = hook.name, "{error}"),
-                Err(AsgError::NotHeld(_)) => return,
+                Err(AsgError::NotHeld(_)) => return false,
                 Err(error) => {
                     tracing::error!(hook = hook.name, "{error}");
-                    return;
+                    return false;
                 }
             }
             tokio::time::sleep(AGAIN).await;
         }
     };
-    if tokio::time::timeout(LAST_WORD, tried).await.is_err() {
+    let done = tokio::time::timeout(LAST_WORD, tried).await;
+    done.unwrap_or_else(|_| {
         tracing::error!(
             hook = hook.name,
             "the hook is not completed: it ends by itself"
         );
-    }
+        false
+    })
 }
 
 /// `pause`, give or take a fifth, so that a fleet does not ask in step.
