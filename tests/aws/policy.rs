@@ -5,10 +5,9 @@
 
 use std::collections::BTreeSet;
 
-use appliance_tests::aws::{Account, Keys, Moto};
+use appliance_tests::aws::{Account, Keys, Moto, Transition};
 use appliance_tests::server::appliance_with;
 use appliance_tests::{Model, PATIENCE, Server, eventually, within};
-use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 const SHIPPED: &str = include_str!("../../ami/deploy/policy.json");
@@ -78,6 +77,10 @@ fn account(without: Option<&str>) -> Option<(Account, Moto)> {
     let account = Account::open().with_key_of(key).with_rest(moto.url());
     account.keys.allow_only(actions(&policy));
     account.imds.tag("appliance:ssm-prefix", PREFIX);
+    account.autoscaling.hook("launching", Transition::Launching);
+    account
+        .autoscaling
+        .hook("terminating", Transition::Terminating);
     account.autoscaling.launch();
     Some((account, moto))
 }
@@ -98,8 +101,11 @@ fn an_instance_needs_no_more_than_the_policy() {
         !account.cloudwatch.calls().is_empty()
     });
     eventually("the status is written", || moto.count("PutParameter") > 1);
-    server.signal(Signal::SIGTERM);
+    let state = |state| account.autoscaling.state() == state;
+    eventually("the launch is completed", || state("InService"));
+    account.autoscaling.terminate();
     assert_eq!(server.exit_code_within(PATIENCE), 0, "{}", server.log());
+    assert!(state("Terminated"), "{}", server.log());
     let log = server.log();
     for told in ["may not", "AccessDenied", "denied"] {
         assert!(!log.contains(told), "{log}");
@@ -145,6 +151,22 @@ fn objects_that_may_not_be_read_are_told() {
 #[test]
 fn metrics_that_may_not_be_told_are_told() {
     missing("TellCloudWatch", &["may not cloudwatch:PutMetricData"]);
+}
+
+#[test]
+fn a_hook_that_may_not_be_completed_is_told() {
+    missing(
+        "FollowLifecycle",
+        &["may not autoscaling:CompleteLifecycleAction"],
+    );
+}
+
+#[test]
+fn hooks_that_may_not_be_found_are_told() {
+    missing(
+        "FindLifecycleHooks",
+        &["may not autoscaling:DescribeLifecycleHooks"],
+    );
 }
 
 #[test]

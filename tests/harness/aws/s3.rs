@@ -346,7 +346,7 @@ fn read(reader: &mut impl BufRead, mut writer: impl Write) -> io::Result<Option<
         Some((name.to_lowercase(), value.trim().to_owned()))
     });
     let headers: BTreeMap<_, _> = headers.collect();
-    if headers.get("expect").is_some() {
+    if headers.contains_key("expect") {
         writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     let length = headers
