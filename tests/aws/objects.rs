@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use appliance_tests::aws::{Fault, S3};
+use appliance_tests::aws::{Fault, Keys, Moto, REGION, S3};
 use appliance_tests::server::{appliance_with, scratch_directory};
 use appliance_tests::{Model, Server};
 use serde_json::{Value, json};
@@ -225,4 +225,41 @@ fn a_model_of_s3_is_pulled_into_a_directory() {
     }
     let why = run(&s3, &["pull", "s3://bucket/m"]).expect_err("it needs a place");
     assert!(why.contains("--to"), "{why}");
+}
+
+#[test]
+fn a_large_model_goes_into_a_bucket_in_parts_and_is_streamed_out_of_it() {
+    let keys = Keys::default();
+    let (Some(moto), Some(model)) = (Moto::start(&keys), Model::smollm2()) else {
+        return;
+    };
+    moto.bucket("models");
+    let environment: Vec<(&str, OsString)> = vec![
+        ("AWS_ENDPOINT_URL_S3", moto.url().into()),
+        ("AWS_REGION", REGION.into()),
+        ("AWS_ACCESS_KEY_ID", "TEST".into()),
+        ("AWS_SECRET_ACCESS_KEY", "TEST".into()),
+    ];
+    let variables: Vec<_> = environment
+        .iter()
+        .map(|(name, value)| (*name, value.to_str().expect("UTF-8")))
+        .collect();
+    let path = model.path.to_string_lossy();
+    moto.fail_next(1, 503, "SlowDown");
+    let ended = appliance_with(&variables, ["pull", &path, "--to", "s3://models/smollm2"]);
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    let asked = moto.asked();
+    let parts = asked
+        .iter()
+        .filter(|line| *line == "PUT /models/smollm2/model.safetensors");
+    assert!(
+        parts.count() > 10,
+        "269 MB go in parts of 16 MiB: {asked:?}"
+    );
+    let here = answer(&Server::start(&model, &[]));
+    let streamed = Model {
+        path: PathBuf::from("s3://models/smollm2"),
+    };
+    let server = Server::start_with(&environment, &streamed, &[]);
+    assert_eq!(answer(&server), here);
 }
