@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     println!("  streamed by tensor:    {}", told(&mut streamed));
     println!(
         "  ratio of medians: {:.2}",
-        plain_median(&streamed) / plain_median(&plain)
+        median(&streamed) / median(&plain)
     );
     Ok(())
 }
@@ -120,7 +120,7 @@ fn told(rates: &mut [f64]) -> String {
     format!("{:.2} ({least:.2} to {most:.2})", rates[rates.len() / 2])
 }
 
-fn plain_median(sorted: &[f64]) -> f64 {
+fn median(sorted: &[f64]) -> f64 {
     sorted[sorted.len() / 2]
 }
 
