@@ -248,13 +248,25 @@ async fn run(flags: &Flags, door: &OnceLock<Door>) -> Result<(), Failure> {
         first = server.sources.first(&waiting, &server.board) => {
             server.follow(first?, asked)
         }
-        leave = server.life.leave() => return Ok(server.end(Some(leave)).await),
-        () = signals.next() => return Ok(server.end(None).await),
+        leave = server.life.leave() => {
+            server.end(Some(leave)).await;
+            return Ok(());
+        }
+        () = signals.next() => {
+            server.end(None).await;
+            return Ok(());
+        }
     };
     let opened = tokio::select! {
         opened = server.open(&mut wanted) => opened,
-        leave = server.life.leave() => return Ok(server.end(Some(leave)).await),
-        () = signals.next() => return Ok(server.end(None).await),
+        leave = server.life.leave() => {
+            server.end(Some(leave)).await;
+            return Ok(());
+        }
+        () = signals.next() => {
+            server.end(None).await;
+            return Ok(());
+        }
     };
     let opened = match opened {
         Ok(opened) => opened,

@@ -195,7 +195,7 @@ impl Sources {
 
     /// The first settings. With a parameter store it waits until there are valid ones; if the store does
     /// not answer, those with which a model last served are taken; or what there is without the store, if
-    /// the instance may not read it and nobody has named a path. Somebody who has may keep the keys of clients
+    /// nobody has named a path. Somebody who has may keep the keys of clients
     /// there: without them the server would let everybody in.
     ///
     /// # Errors
@@ -239,24 +239,24 @@ impl Sources {
 
     /// Settings without an answer of the store.
     fn without_store(&self, parameters: &Parameters, why: &SsmError) -> Option<Wanted> {
-        let kept = self.state.as_ref()?.read::<LastGood>(LastGood::FILE);
-        let kept = kept.unwrap_or_else(|error| {
-            tracing::warn!("the last good settings cannot be read: {error}");
-            None
+        let kept = self.state.as_ref().and_then(|state| {
+            let kept = state.read::<LastGood>(LastGood::FILE);
+            kept.unwrap_or_else(|error| {
+                tracing::warn!("the last good settings cannot be read: {error}");
+                None
+            })
         });
         let kept = kept.filter(|kept| kept.prefix == parameters.prefix());
         if let Some(wanted) = kept.and_then(|kept| self.wanted(kept.parameters).ok()) {
             tracing::warn!("{why}; going on with the settings with which a model last served");
             return Some(wanted);
         }
-        match why {
-            SsmError::Denied { .. } if !self.named => {
-                let wanted = self.wanted(BTreeMap::new()).ok()?;
-                tracing::warn!("{why}; going on without the parameter store");
-                Some(wanted)
-            }
-            _ => None,
+        if self.named {
+            return None;
         }
+        let wanted = self.wanted(BTreeMap::new()).ok()?;
+        tracing::warn!("{why}; going on without the parameter store");
+        Some(wanted)
     }
 
     /// A model serves with these settings: they are what to go on with if the store does not answer.

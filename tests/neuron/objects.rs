@@ -73,11 +73,11 @@ fn a_bundle_is_prepared_into_a_bucket_and_served_from_it() {
         "{}",
         ended.stdout
     );
-    let puts = s3
+    let mut puts = s3
         .asked()
         .into_iter()
         .filter(|line| line.starts_with("PUT"));
-    let last = puts.last().expect("a bundle was stored");
+    let last = puts.next_back().expect("a bundle was stored");
     assert!(last.ends_with("/manifest.json"), "{last} marks it as whole");
 
     // Another host, with the weights in the bucket too.

@@ -68,7 +68,6 @@ impl Account {
             .build_https();
         let imds = match std::env::var("AWS_EC2_METADATA_DISABLED") {
             Ok(value) if value.eq_ignore_ascii_case("true") => None,
-            _ if !on_ec2 => None,
             _ => Some(Imds::new(
                 &ProviderConfig::default().with_http_client(client.clone()),
             )),
