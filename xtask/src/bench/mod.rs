@@ -16,6 +16,7 @@ mod plot;
 mod processor;
 mod report;
 mod server;
+mod start;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -39,12 +40,13 @@ use report::Round;
                   cargo xtask bench --parts neuron"
 )]
 pub(crate) struct Arguments {
-    /// What to measure: the server beside its peers, and what the Neuron path costs
+    /// What to measure: the server beside its peers, from exec to ready by phase, and what the Neuron path
+    /// costs
     #[arg(
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "peers,neuron"
+        default_value = "peers,start,neuron"
     )]
     parts: Vec<Part>,
     /// Whom to measure, in the order of the table
@@ -72,6 +74,8 @@ pub(crate) struct Arguments {
 pub(crate) enum Part {
     /// The server beside others
     Peers,
+    /// From exec to ready, by phase
+    Start,
     /// The Neuron path, on stand-ins
     Neuron,
 }
@@ -142,6 +146,14 @@ pub(crate) fn bench(workspace: &Workspace, arguments: &Arguments) -> Result<()> 
             rounds,
         };
         save(&results, &saved)?;
+    }
+    if asked(Part::Start) {
+        let rounds = if arguments.quick {
+            1
+        } else {
+            2 * arguments.rounds
+        };
+        start::measured(rounds, &appliance, &model, &saved)?;
     }
     if asked(Part::Neuron) {
         let effort = neuron::Effort::of(arguments.rounds, arguments.quick);
