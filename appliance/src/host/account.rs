@@ -66,8 +66,13 @@ impl Account {
         let client = aws_smithy_http_client::Builder::new()
             .tls_provider(Provider::Rustls(CryptoMode::Ring))
             .build_https();
+        let named = ["AWS_REGION", "AWS_DEFAULT_REGION"]
+            .into_iter()
+            .find_map(|name| std::env::var(name).ok().filter(|region| !region.is_empty()));
         let imds = match std::env::var("AWS_EC2_METADATA_DISABLED") {
             Ok(value) if value.eq_ignore_ascii_case("true") => None,
+            // A workstation with an account: nobody there would answer.
+            _ if !on_ec2 && named.is_some() => None,
             _ => Some(Imds::new(
                 &ProviderConfig::default().with_http_client(client.clone()),
             )),
@@ -80,10 +85,7 @@ impl Account {
             .connect_timeout(CONNECT)
             .operation_attempt_timeout(ATTEMPT)
             .build();
-        let region = ["AWS_REGION", "AWS_DEFAULT_REGION"]
-            .into_iter()
-            .find_map(|name| std::env::var(name).ok().filter(|region| !region.is_empty()))
-            .or_else(|| identity.region.clone());
+        let region = named.or_else(|| identity.region.clone());
         let region = match region {
             Some(region) => Region::new(region),
             None if cloud == Cloud::Aws => return Err(AccountError::Region),

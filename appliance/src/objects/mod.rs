@@ -32,7 +32,7 @@ use crate::host::account::{Account, AccountError, told};
 pub use cache::BlockCache;
 pub use fetch::Object;
 pub use manifest::{MANIFEST, Manifest};
-pub use model::ObjectModel;
+pub use model::{FLOW, ObjectModel};
 
 use throttle::Throttle;
 

@@ -21,7 +21,7 @@ const SMALL: u64 = 256 << 20;
 const WEIGHTS: &str = ".safetensors";
 
 /// Blocks in flight and in memory: half a gibibyte, which at 30 ms an answer keeps 10 Gbit/s busy.
-const FLOW: Flow = Flow {
+pub const FLOW: Flow = Flow {
     block: BLOCK,
     readers: throttle::MOST,
     held: 64,
