@@ -103,7 +103,7 @@ fn measure(directory: &Path, server: &str) -> Result<()> {
     let url = format!("http://{server}/bucket/{name}/model.safetensors");
     let bucket = Bucket {
         objects: Objects::open()?,
-        prefix: format!("s3://bucket/{name}").parse()?,
+        prefix: format!("bucket/{name}").parse()?,
         etag: etag(&url)?,
         bytes,
     };
